@@ -1,0 +1,43 @@
+# make course   set up, execute the notebooks, write them as HTML to build/course/
+# make test     set up, lint, type-check, then all tests, notebooks included
+# make lab      open JupyterLab on copies of the notebooks in work/ (ignored by git)
+# make notebooks  execute the notebooks in place, to store fresh outputs (for authors)
+# Another Python: make PYTHON=python3.12 course
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+NOTEBOOKS := $(wildcard notebooks/0*.ipynb)
+# Progress bars are for live sessions: a stored one would be a dead widget.
+EXECUTE := TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --execute --ExecutePreprocessor.timeout=300 \
+	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False
+
+.PHONY: course test lab notebooks lint
+
+course: $(STAMP)
+	$(EXECUTE) --to html --template classic --output-dir build/course $(NOTEBOOKS)
+	@echo "open build/course/$(notdir $(basename $(firstword $(NOTEBOOKS)))).html"
+
+test: lint
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check trustml_helpers tests benchmarks
+	$(BIN)/mypy
+
+lab: $(STAMP)
+	mkdir -p work
+	cp -n $(NOTEBOOKS) work/
+	$(BIN)/jupyter lab --notebook-dir=work
+
+notebooks: $(STAMP)
+	$(EXECUTE) --to notebook --inplace $(NOTEBOOKS)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; try: make PYTHON=python3.12 course"; exit 1; }
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@

@@ -1,0 +1,25 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import Awkward
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def awkward() -> Awkward:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Awkward()
+        model(torch.rand(4, 1, 8, 8))
+    model.train()
+    model.body[4].eval()  # a frozen BatchNorm inside a training network
+    model.head.weight.requires_grad_(False)
+    model.body[0].weight.grad = torch.full_like(model.body[0].weight, 7.0)
+    return model

@@ -1,0 +1,57 @@
+"""Small models whose best attack is known in closed form, and a snapshot of a model's state."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Linear(nn.Module):
+    """Two classes, logits (w.x, 0): the worst perturbation of the margin is known exactly."""
+
+    def __init__(self, w: Tensor) -> None:
+        super().__init__()
+        self.w = nn.Parameter(w.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = x.flatten(1) @ self.w
+        return torch.stack([score, torch.zeros_like(score)], 1)
+
+
+class Awkward(nn.Module):
+    """BatchNorm (one frozen), dropout, a counting buffer, stale gradients: easy to disturb."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+        )
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.LazyLinear(3)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.head(self.drop(self.body(x).flatten(1)))
+
+
+def snapshot(model: nn.Module) -> dict[str, object]:
+    """Everything that an attack must leave alone."""
+    return {
+        "flags": [m.training for m in model.modules()],
+        "state": [t.clone() for t in (*model.parameters(), *model.buffers())],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "grad": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "rng": torch.get_rng_state(),
+    }
+
+
+def assert_same(before: dict[str, object], after: dict[str, object]) -> None:
+    for key, old in before.items():
+        new = after[key]
+        if isinstance(old, torch.Tensor):
+            assert torch.equal(old, new), key  # type: ignore[arg-type]
+            continue
+        for a, b in zip(old, new, strict=True):  # type: ignore[call-overload]
+            same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a is b or a == b
+            assert same, key

@@ -1,0 +1,391 @@
+"""Attacks against closed forms, an independent solver, and everything they must leave alone."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.stats
+import torch
+from helpers import Awkward, Linear, assert_same, snapshot
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trustml_helpers import attacks, models
+
+BOTH = [("linf", attacks.fgsm), ("linf", attacks.pgd), ("l2", attacks.fgsm), ("l2", attacks.pgd)]
+
+
+def linear_case(dtype=torch.float64, d=30, n=20):
+    g = torch.Generator().manual_seed(1)
+    w = torch.randn(d, generator=g, dtype=dtype)
+    x = torch.rand(n, d, generator=g, dtype=dtype)
+    y = torch.randint(2, (n,), generator=g)
+    return Linear(w), w, x, y
+
+
+def dual_norm(w, norm):
+    return w.abs().sum() if norm == "linf" else w.norm()
+
+
+@pytest.mark.parametrize(("norm", "attack"), BOTH)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
+def test_linear_model_closed_form(norm, attack, dtype, loss, generator):
+    """On a linear model the largest margin is the clean margin plus eps times the dual norm."""
+    model, w, x, y = linear_case(dtype)
+    rest = {} if attack is attacks.fgsm else {"generator": generator}
+    x_adv = attack(model, x, y, 0.2, norm=norm, bounds=None, loss=loss, **rest)
+    gain = attacks.margin(model(x_adv), y) - attacks.margin(model(x), y)
+    assert torch.allclose(gain, 0.2 * dual_norm(w, norm).expand_as(gain), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("norm", "attack"), BOTH)
+def test_linear_model_targeted_closed_form(norm, attack):
+    model, w, x, y = linear_case()
+    x_adv = attack(model, x, y, 0.2, norm=norm, bounds=None, targeted=True)
+    drop = attacks.margin(model(x), y) - attacks.margin(model(x_adv), y)
+    assert torch.allclose(drop, 0.2 * dual_norm(w, norm).expand_as(drop), rtol=1e-4)
+
+
+def test_linf_with_bounds_is_the_exact_corner():
+    model, w, x, y = linear_case()
+    direction = torch.where(y[:, None] == 0, -w.sign(), w.sign())
+    expected = (x + 0.3 * direction).clamp(0, 1)
+    for attack in (attacks.fgsm, attacks.pgd):
+        assert torch.allclose(attack(model, x, y, 0.3), expected, atol=1e-12)
+
+
+def test_l2_with_bounds_reaches_the_optimum_of_an_independent_solver():
+    """max w.delta over ball and box, solved by SLSQP; the box is active in many pixels."""
+    model, w, x, y = linear_case(d=8, n=6)
+    x_adv = attacks.pgd(model, x, y, 0.8, norm="l2", steps=300, step_size=0.5)
+    for row, label, found in zip(x.numpy(), y.tolist(), x_adv.numpy(), strict=True):
+        c = (w if label == 0 else -w).numpy()
+        best = scipy.optimize.minimize(
+            lambda z, c=c: c @ z, row, jac=lambda z, c=c: c, bounds=[(0, 1)] * 8,
+            constraints={"type": "ineq", "fun": lambda z, row=row: 0.64 - ((z - row) ** 2).sum()},
+            method="SLSQP", options={"ftol": 1e-12, "maxiter": 500},
+        )  # fmt: skip
+        assert c @ found == pytest.approx(best.fun, abs=1e-4)
+
+
+def bisected_projection(z, x, eps, low, high):
+    """Nearest point of ball and box by bisection on the multiplier: an independent algorithm."""
+    delta = z - x
+    at = lambda s: np.clip(s * delta, low - x, high - x)  # noqa: E731
+    if np.linalg.norm(at(1.0)) <= eps:
+        return x + at(1.0)
+    small, large = 0.0, 1.0
+    for _ in range(200):
+        middle = (small + large) / 2
+        small, large = (middle, large) if np.linalg.norm(at(middle)) <= eps else (small, middle)
+    return x + at(small)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 2**31), st.floats(0.01, 5), st.floats(0.01, 20))
+def test_l2_projection_is_exact(seed, eps, spread):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.rand(3, 12, generator=g, dtype=torch.float64)
+    z = x + spread * torch.randn(3, 12, generator=g, dtype=torch.float64)
+    found = attacks.NORMS["l2"].projection(x, eps, (0, 1))(z)
+    for a, b, c in zip(z.numpy(), x.numpy(), found.numpy(), strict=True):
+        assert np.allclose(c, bisected_projection(a, b, eps, 0.0, 1.0), atol=2e-4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**31),
+    eps=st.floats(0, 1),
+    norm=st.sampled_from(["linf", "l2"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    bounds=st.sampled_from([(0.0, 1.0), None]),
+    n=st.integers(0, 3),
+)
+def test_feasible(seed, eps, norm, dtype, bounds, n):
+    """Inside the bounds always; inside the ball exactly in l-inf and to 1e-6 in l2."""
+    g = torch.Generator().manual_seed(seed)
+    model = Linear(torch.randn(12, generator=g, dtype=dtype))
+    x = torch.rand(n, 3, 2, 2, generator=g, dtype=dtype)
+    y = torch.randint(2, (n,), generator=g)
+    candidates = [
+        attacks.fgsm(model, x, y, eps, norm=norm, bounds=bounds),
+        attacks.pgd(model, x, y, eps, norm=norm, bounds=bounds, steps=3, generator=g),
+    ]
+    if norm == "linf":
+        candidates.append(attacks.sign_noise(model, x, y, eps, bounds=bounds, generator=g))
+    for x_adv in candidates:
+        assert x_adv.shape == x.shape
+        assert x_adv.dtype == dtype
+        delta = (x_adv - x).flatten(1)
+        if bounds is not None and n:
+            assert x_adv.min() >= 0
+            assert x_adv.max() <= 1
+        if norm == "linf":
+            assert all(value <= eps for value in delta.abs().flatten().tolist())
+        else:
+            assert (delta.norm(dim=1) <= eps * (1 + 1e-6) + 1e-7).all()
+
+
+def test_random_start_is_uniform_in_the_ball():
+    """KS tests; each fails by chance with probability 1e-6."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.zeros(4000, 5, dtype=torch.float64)
+    cube = attacks.NORMS["linf"].uniform(x, g).flatten().numpy()
+    assert scipy.stats.kstest(cube, scipy.stats.uniform(-1, 2).cdf).pvalue > 1e-6
+    ball = attacks.NORMS["l2"].uniform(x, g)
+    radius = ball.norm(dim=1).numpy()  # P(radius <= r) = r^5: not uniform in the radius
+    assert scipy.stats.kstest(radius, lambda r: r**5).pvalue > 1e-6
+    angle = torch.atan2(ball[:, 0], ball[:, 1]).numpy() / (2 * math.pi)
+    assert scipy.stats.kstest(angle, scipy.stats.uniform(-0.5, 1).cdf).pvalue > 1e-6
+
+
+def test_pgd_without_steps_is_its_random_start():
+    """The start must reach the whole ball, and be drawn anew for each restart."""
+    model, _, x, y = linear_case()
+    x = torch.full_like(x, 0.5)
+    first, second = (
+        attacks.pgd(model, x, y, 0.3, steps=0, keep="last", generator=torch.Generator().manual_seed(s))
+        for s in (0, 1)
+    )  # fmt: skip
+    assert 0.25 < (first - x).abs().max() <= 0.3
+    assert not torch.equal(first, second)
+    still = attacks.pgd(model, x, y, 0.3, steps=0, random_start=False, keep="last")
+    assert torch.equal(still, x)
+
+
+def coin_model(seen=None):
+    """Fooled where the first pixel moved up, and then with the *smaller* cross-entropy."""
+    won, lost = torch.tensor([0.45, 0.50, 0.05]).log(), torch.tensor([0.36, 0.32, 0.32]).log()
+
+    def model(z):
+        if seen is not None:
+            seen.append(len(z))
+        up = (z[:, :1] > 0.5).float()
+        return up * won + (1 - up) * lost + 0 * z.sum()
+
+    return model
+
+
+def test_restarts_are_counted_per_example():
+    """Each start fools a row with probability 1/2, so 20 starts miss any of 40 with 4e-5."""
+    x, y = torch.full((40, 2), 0.5), torch.zeros(40, dtype=torch.long)
+    once, often = (
+        attacks.pgd(coin_model(), x, y, 0.1, steps=0, restarts=restarts,
+                    generator=torch.Generator().manual_seed(0))
+        for restarts in (1, 20)
+    )  # fmt: skip
+    stands = lambda z: (coin_model()(z).argmax(1) == 0).float().mean()  # noqa: E731
+    assert 0.1 < stands(once) < 0.9
+    assert stands(often) == 0
+
+
+def test_a_restart_attacks_only_what_still_stands():
+    x, y, seen = torch.full((40, 2), 0.5), torch.zeros(40, dtype=torch.long), []
+    attacks.pgd(coin_model(seen), x, y, 0.1, steps=0, restarts=50, generator=torch.Generator())
+    assert seen[0] == 40
+    assert all(a >= b > 0 for a, b in zip(seen, seen[1:], strict=False))
+    assert len(seen) < 50  # nothing was left to attack
+
+
+def test_keep_best_prefers_a_fooling_result_to_a_larger_loss():
+    x = torch.zeros(1, 2)
+    best = attacks._Best(x)
+    row = torch.tensor([0])
+    best.update(row, x + 1, torch.tensor([True]), torch.tensor([0.8]))
+    best.update(row, x + 2, torch.tensor([False]), torch.tensor([1.1]))
+    assert torch.equal(best.x_adv, x + 1)
+    best.update(row, x + 3, torch.tensor([True]), torch.tensor([0.9]))
+    assert torch.equal(best.x_adv, x + 3)
+
+
+def test_last_step_is_evaluated():
+    """With one step from a standing start, only the point after that step can fool."""
+    model, _, x, _ = linear_case()
+    y = models.predict(model, x)
+    x_adv = attacks.pgd(model, x, y, 1.0, steps=1, step_size=1.0, random_start=False)
+    expected = attacks.fgsm(model, x, y, 1.0)
+    assert torch.allclose(x_adv, expected)
+    assert (models.predict(model, x_adv) != y).any()
+
+
+@pytest.mark.parametrize(("keep", "forwards"), [("last", 7), ("best", 8)])
+def test_work_is_counted(keep, forwards):
+    """k steps cost k forward passes in training, one more in evaluation."""
+    model, _, x, y = linear_case()
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    attacks.pgd(model, x, y, 0.1, steps=7, keep=keep)
+    assert len(calls) == forwards
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        attacks.fgsm,
+        partial(attacks.pgd, steps=2, restarts=2),
+        partial(attacks.pgd, steps=2, norm="l2", keep="last"),
+    ],
+)
+def test_model_and_rng_are_left_as_found(awkward: Awkward, attack):
+    before = snapshot(awkward)
+    attack(awkward, torch.rand(2, 1, 8, 8, generator=torch.Generator()), torch.tensor([0, 1]), 0.1)
+    assert_same(before, snapshot(awkward))
+
+
+def test_model_and_rng_are_left_as_found_after_an_exception(awkward: Awkward):
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator())
+    before = snapshot(awkward)
+
+    def explode(*_):
+        torch.rand(1)
+        raise KeyError("inside the model")
+
+    handle = awkward.head.register_forward_hook(explode)
+    with pytest.raises(KeyError):
+        attacks.pgd(awkward, x, torch.tensor([0, 1]), 0.1)
+    handle.remove()
+    assert_same(before, snapshot(awkward))
+
+
+def test_a_random_model_does_not_move_the_global_rng():
+    state = torch.get_rng_state()
+    x = torch.rand(2, 4, generator=torch.Generator())
+    attacks.pgd(lambda z: z + torch.randn_like(z), x, torch.tensor([0, 1]), 0.1, steps=2)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_same_seed_same_result():
+    model, _, x, y = linear_case()
+    run = lambda seed: attacks.pgd(  # noqa: E731
+        model, x, y, 0.1, steps=1, step_size=0.01, generator=torch.Generator().manual_seed(seed)
+    )
+    assert torch.equal(run(3), run(3))
+    assert not torch.equal(run(3), run(4))
+
+
+def test_inside_no_grad_and_inference_mode():
+    model, _, x, y = linear_case()
+    expected = attacks.fgsm(model, x, y, 0.1)
+    with torch.no_grad():
+        assert torch.equal(attacks.fgsm(model, x, y, 0.1), expected)
+    with torch.inference_mode():
+        inside = attacks.fgsm(model, x.clone(), y.clone(), 0.1)
+    assert torch.equal(inside, expected)
+    assert not inside.is_inference()
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_small_batches(n):
+    model = models.build("SmallCNN")
+    x, y = torch.rand(n, 1, 28, 28), torch.zeros(n, dtype=torch.long)
+    for norm in ("linf", "l2"):
+        assert attacks.pgd(model, x, y, 0.1, steps=2, norm=norm).shape == x.shape
+        assert attacks.fgsm(model, x, y, 0.1, norm=norm).shape == x.shape
+
+
+def test_batch_equals_its_rows_attacked_alone():
+    """Nothing leaks between rows: no norm over the batch, no mean in the loss (float64)."""
+    model = models.build("SmallCNN").double()
+    x = torch.rand(4, 1, 28, 28, dtype=torch.float64, generator=torch.Generator())
+    y = torch.tensor([1, 2, 3, 4])
+    for norm, eps in (("linf", 0.1), ("l2", 1.0)):
+        attack = partial(attacks.pgd, eps=eps, norm=norm, steps=5, random_start=False)
+        alone = torch.cat([attack(model, x[i : i + 1], y[i : i + 1]) for i in range(4)])
+        assert torch.allclose(attack(model, x, y), alone, atol=1e-10)
+
+
+def test_margin_loss_breaks_saturated_logits_that_blind_cross_entropy():
+    model, _, x, _ = linear_case(torch.float32)
+    y = models.predict(model, x)
+    saturated = lambda z: 1e5 * model(z)  # noqa: E731
+    assert torch.equal(attacks.fgsm(saturated, x, y, 0.5), x)
+    won = models.predict(model, attacks.fgsm(saturated, x, y, 0.5, loss="margin")) != y
+    assert torch.equal(won, models.predict(model, attacks.fgsm(model, x, y, 0.5)) != y)
+    assert won.any()
+
+
+def test_l2_step_survives_a_tiny_gradient():
+    """Squares of 1e-30 underflow in float32; the direction must not."""
+    model, w, x, y = linear_case(torch.float32)
+    found = attacks.fgsm(lambda z: 1e-30 * model(z), x, y, 0.1, norm="l2", bounds=None)
+    assert torch.allclose((found - x).norm(dim=1), torch.tensor(0.1), rtol=1e-3)
+
+
+def test_margin_and_cross_entropy_values():
+    logits = torch.tensor([[2.0, 1.0, -1.0], [0.0, 3.0, 1.0]])
+    y = torch.tensor([0, 2])
+    assert torch.allclose(attacks.margin(logits, y), torch.tensor([-1.0, 2.0]))
+    by_hand = torch.logsumexp(logits, 1) - torch.tensor([2.0, 1.0])
+    assert torch.allclose(attacks.cross_entropy(logits, y), by_hand)
+
+
+def test_nan_is_never_robust():
+    logits = torch.tensor([[float("nan"), 0.0], [1.0, 0.0]])
+    assert attacks.is_fooled(logits, torch.tensor([0, 0])).tolist() == [True, False]
+
+
+def test_sign_noise_moves_every_pixel_by_eps_both_ways(generator):
+    x = torch.full((10, 100), 0.5)
+    delta = attacks.sign_noise(None, x, torch.zeros(10, dtype=torch.long), 0.2, generator=generator) - x
+    assert torch.allclose(delta.abs(), torch.tensor(0.2))
+    ups = int((delta > 0).sum())
+    # Binomial(1000, 1/2): outside 400..600 with probability below 1e-9.
+    assert 400 <= ups <= 600
+
+
+BAD = [
+    ({"eps": 8}, "8 / 255"),
+    ({"eps": -0.1}, "eps=-0.1"),
+    ({"eps": float("nan")}, "eps=nan"),
+    ({"norm": "l7"}, "norm='l7'"),
+    ({"loss": "hinge"}, "loss='hinge'"),
+    ({"x": torch.full((2, 4), 3.0)}, "normalisation"),
+    ({"x": torch.tensor([[float("nan")] * 4] * 2)}, "bounds"),
+    ({"x": torch.zeros(2, 4, dtype=torch.long)}, "floating-point"),
+    ({"x": torch.zeros(4)}, "floating-point"),
+    ({"y": torch.tensor([0, 1, 2])}, r"shape \(2,\)"),
+    ({"y": torch.tensor([0.0, 1.0])}, "integer labels"),
+    ({"y": torch.tensor([0, 4])}, "labels 0 to 4"),
+    ({"y": torch.tensor([-1, 0])}, "labels -1 to 0"),
+    ({"model": lambda z: z[:, 0]}, "logits of shape"),
+    ({"model": lambda z: z.detach()}, "differentiated"),
+]
+
+
+@pytest.mark.parametrize("attack", [attacks.fgsm, attacks.pgd])
+@pytest.mark.parametrize(("change", "message"), BAD)
+def test_bad_arguments_get_a_sentence(attack, change, message):
+    good = {"model": lambda z: z, "x": torch.full((2, 4), 0.5), "y": torch.tensor([0, 1]), "eps": 0.1}
+    with pytest.raises((ValueError, TypeError), match=message):
+        attack(**(good | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": -1}, "steps=-1"),
+        ({"step_size": -1.0}, "step_size=-1.0"),
+        ({"restarts": 0}, "restarts=0"),
+        ({"keep": "first"}, "keep='first'"),
+        ({"keep": "last", "restarts": 2}, "restarts=2"),
+    ],
+)
+def test_bad_pgd_arguments_get_a_sentence(change, message):
+    with pytest.raises(ValueError, match=message):
+        attacks.pgd(lambda z: z, torch.full((2, 4), 0.5), torch.tensor([0, 1]), 0.1, **change)
+
+
+def test_rounding_outside_the_bounds_is_forgiven():
+    x = torch.tensor([[-3e-8, 1.0]])
+    attacks.fgsm(lambda z: z, x, torch.tensor([0]), 0.1)
+
+
+def test_labels_may_be_int32():
+    x = torch.full((2, 4), 0.5)
+    y = torch.tensor([0, 1], dtype=torch.int32)
+    assert attacks.pgd(lambda z: z, x, y, 0.1, steps=1).shape == x.shape

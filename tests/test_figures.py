@@ -1,0 +1,110 @@
+"""Figures show what they are given: checked on the drawn artists, not on pixels."""
+
+from __future__ import annotations
+
+import io
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from trustml_helpers import figures
+
+matplotlib.use("agg")
+
+
+def rendered(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    matplotlib.pyplot.close(figure)
+    return len(buffer.getvalue())
+
+
+def test_perturbations():
+    x, z = torch.zeros(1, 5, 5), torch.full((1, 5, 5), 0.2)
+    figure = figures.perturbations([("some", x, z, torch.tensor([0.1, 0.9]))], label=0)
+    axes = figure.axes
+    assert axes[2].get_title().endswith("says 1")
+    assert np.allclose(axes[1].images[0].get_array(), 0.2)
+    assert axes[1].images[0].get_clim() == pytest.approx((-0.2, 0.2))
+    heights = [bar.get_height() for bar in axes[3].patches]
+    assert heights == pytest.approx([0.1, 0.9])
+    assert axes[3].patches[0].get_hatch()
+    assert rendered(figure) > 1000
+
+
+def test_pictures_in_colour_and_signed():
+    figure = figures.pictures([[torch.rand(3, 4, 4)], [torch.rand(1, 4, 4)]], [["a"], ["b"]], ["r", "s"])
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+    assert figure.axes[0].images[0].get_array().shape == (4, 4, 3)
+    rendered(figure)
+    signed = figures.pictures([[torch.tensor([[[-3.0, 1.0]]])]], signed=True)
+    assert signed.axes[0].images[0].get_clim() == (-3, 3)
+    rendered(signed)
+
+
+def test_curves_keep_one_look_per_name_and_differ_without_colour():
+    lines = {name: [0.1, 0.2] for name in "abcdefg"}
+    figure = figures.curves([("x", [0, 1], lines), ("z", [0, 1], {"c": [0, 1]})], "y", note="a note",
+                            titles=["left", "right"])  # fmt: skip
+    left, right = figure.axes
+    looks = {(str(line._dash_pattern), line.get_marker()) for line in left.lines}
+    assert len(looks) == 7
+    same = next(line for line in left.lines if line.get_label() == "c")
+    assert right.lines[0].get_color() == same.get_color()
+    assert left.get_title() == "left"
+    rendered(figure)
+    rendered(figures.curves([("x", [1, 10], {"a": [1, 2]})], "y", ylim=None, logx=True, logy=True))
+
+
+def test_matrix_prints_percentages():
+    table = pd.DataFrame({"clean": [0.991], "worst case": [0.0]}, index=["net"])
+    figure = figures.matrix(table, xlabel="columns", note="n")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["99.1", "0.0"]
+    rendered(figure)
+
+
+def test_norm_balls():
+    steps = {"linf": (1.0, 1.0), "l2": (0.8, 0.6), "l1": (1.0, 0.0)}
+    figure = figures.norm_balls((1.2, 0.5), steps)
+    assert len(figure.axes) == 3
+    rendered(figure)
+
+
+@pytest.mark.parametrize("all_right", [True, False])
+def test_loss_surface(all_right):
+    a = [0.0, 1.0, 2.0]
+    right = torch.ones(3, 3, dtype=torch.bool)
+    right[2] = all_right
+    figure = figures.loss_surface(a, a, torch.rand(3, 3), right, labels=("p", "q"), marks={"x": (0, 0)})
+    assert figure.axes[0].get_xlabel() == "p"
+    rendered(figure)
+
+
+def test_danskin():
+    figure = figures.danskin([0.0, 1.0, 2.0], {"a": [0, 1, 2]}, [0, 1, 2], 1.0, (1.0, 1.0), "a")
+    tangent = figure.axes[0].lines[2]
+    assert np.allclose(tangent.get_ydata(), tangent.get_xdata())
+    rendered(figure)
+
+
+def test_show_keeps_the_text_alternative_and_closes(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda *a, **k: shown.append((a, k)))
+    figure = figures.curves([("x", [0, 1], {"a": [0, 1]})], "y")
+    figures.show(figure, "A line that rises from zero to one.")
+    assert shown[0][1]["metadata"]["image/png"]["alt"].startswith("A line")
+    assert not matplotlib.pyplot.fignum_exists(figure.number)
+
+
+def test_show_wants_a_sentence():
+    with pytest.raises(ValueError, match="expected a sentence"):
+        figures.show(figures.curves([("x", [0], {"a": [0]})], "y"), "plot")
+
+
+def test_the_style_does_not_leak():
+    before = dict(matplotlib.rcParams)
+    rendered(figures.curves([("x", [0], {"a": [0]})], "y"))
+    assert dict(matplotlib.rcParams) == before

@@ -1,0 +1,189 @@
+"""What a notebook here must look like, and that its own algorithms are the package's."""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+from functools import partial
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+import torch.nn.functional as F
+
+from trustml_helpers import attacks, models, objectives, training
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+PATHS = sorted(FOLDER.glob("0*.ipynb"))
+SECTIONS = ("You will be able to", "You need", "Time", "## Common mistakes", "## Exercises", "## Further reading")
+
+
+@pytest.fixture(params=PATHS, ids=[path.stem for path in PATHS])
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def lines_of(cell):
+    return [line for line in cell.source.splitlines() if line.strip()]
+
+
+def outputs(notebook):
+    return [output for cell in code_cells(notebook) for output in cell.outputs]
+
+
+def test_there_are_notebooks():
+    assert len(PATHS) >= 2
+
+
+def test_code_cells_are_short(notebook):
+    lengths = sorted(len(lines_of(cell)) for cell in code_cells(notebook))
+    assert min(lengths) > 0
+    assert statistics.median(lengths) <= 6
+    assert lengths[int(0.9 * (len(lengths) - 1))] <= 15
+    assert lengths[-1] <= 25
+    assert len(lines_of(code_cells(notebook)[0])) <= 3
+
+
+def test_sections_are_there(notebook):
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for section in SECTIONS:
+        assert section in text, section
+    assert re.search(r"## \d+ What we (proved|measured)", text)
+    assert text.count("<details>") >= 6  # graded hints
+    assert "RUNTIME" not in text
+    titles = re.findall(r"^## (\d+) ", text, flags=re.M)
+    assert titles == [str(k) for k in range(1, len(titles) + 1)]
+
+
+def test_outputs_are_of_one_clean_run(notebook):
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1))
+    kinds = {output.output_type for output in outputs(notebook)}
+    assert "error" not in kinds
+    assert kinds & {"display_data", "execute_result"}
+    text = "".join(output.get("text", "") for output in outputs(notebook))
+    assert "UsageError" not in text
+    assert "Warning" not in text
+
+
+def test_every_figure_has_a_text_alternative(notebook):
+    figures = [output for output in outputs(notebook) if "image/png" in output.get("data", {})]
+    assert len(figures) >= 5
+    for figure in figures:
+        assert len(figure.metadata["image/png"]["alt"].split()) >= 5
+
+
+def test_every_figure_is_followed_by_a_sentence(notebook):
+    cells = notebook.cells
+    for k, cell in enumerate(cells):
+        if cell.cell_type == "code" and "figures.show(" in cell.source:
+            assert cells[k + 1].cell_type == "markdown", cell.source
+
+
+def test_size_and_no_other_picture_formats(path, notebook):
+    assert path.stat().st_size <= 1_000_000
+    for output in outputs(notebook):
+        assert not {"image/svg+xml", "application/pdf"} & set(output.get("data", {}))
+
+
+def test_widgets_are_driven_by_a_cell(notebook):
+    sources = [cell.source for cell in code_cells(notebook)]
+    assert any("_explorer(" in source for source in sources)
+    assert any("explorer.set(" in source for source in sources)
+
+
+def test_code_reads_no_url_and_imports_nothing_in_vain(notebook):
+    code = "\n".join(cell.source.replace(");\n", ")\n") for cell in code_cells(notebook))
+    assert not re.search(r"https?://|%|!pip", re.sub(r":\.\d%|%}|\.\d%}|:\.\d%}", "", code))
+    tree = ast.parse(code)
+    imported = [
+        (alias.asname or alias.name).split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    ]
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert set(imported) <= used
+
+
+def test_some_results_are_compared_by_nbval(notebook):
+    assert any("nbval-check-output" in cell.metadata.get("tags", []) for cell in notebook.cells)
+
+
+# --- the notebooks' own algorithms, on inputs that the notebooks do not use ---------------------
+
+
+def defined(tag: str) -> dict:
+    """Run the one cell that defines an algorithm and return its names."""
+    (cell,) = [
+        cell
+        for path in PATHS
+        for cell in nbformat.read(path, as_version=4).cells
+        if tag in cell.metadata.get("tags", [])
+    ]
+    assert len(lines_of(cell)) <= 15
+    names: dict = {"torch": torch}
+    exec(cell.source, names)
+    return names
+
+
+@pytest.fixture
+def batch():
+    g = torch.Generator().manual_seed(11)
+    return torch.rand(6, 1, 28, 28, generator=g), torch.randint(10, (6,), generator=g)
+
+
+def test_fgsm_cell(batch):
+    model = models.build("SmallCNN", seed=9)
+    mine = defined("defines-fgsm")["fgsm"](model, *batch, 0.07)
+    assert torch.allclose(mine, attacks.fgsm(model, *batch, 0.07), atol=1e-6)
+
+
+def test_pgd_cell(batch):
+    model = models.build("SmallCNN", seed=9).double()
+    x, y = batch[0].double(), batch[1]
+    mine = defined("defines-pgd")["pgd"](model, x, y, 0.07, 6, 0.02, torch.zeros_like(x))
+    package = attacks.pgd(model, x, y, 0.07, steps=6, step_size=0.02, random_start=False, keep="last")
+    assert torch.allclose(mine, package, atol=1e-10)
+
+
+def test_steepest_cell():
+    w = torch.tensor([0.5, -2.0, 1.0])
+    steps = defined("defines-steepest")["steepest"](w)
+    for norm in ("linf", "l2"):
+        assert torch.allclose(steps[norm], attacks.NORMS[norm].steepest(w[None])[0])
+    assert steps["l1"].tolist() == [0.0, -1.0, 0.0]
+
+
+def test_training_cell(batch):
+    ours, theirs = models.build("SmallCNN", seed=2), models.build("SmallCNN", seed=2)
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(8))
+    defined("defines-train")["train"](ours, *batch, 0.1, 4, order)
+    training.fit(theirs, batch, epochs=1, batch_size=4, seed=8, progress=False,
+                 optimizer=partial(torch.optim.SGD, lr=0.1))  # fmt: skip
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_adversarial_step_and_mixed_cells(batch):
+    attack = partial(attacks.fgsm, eps=0.1)
+    ours, theirs = models.build("SmallCNN", seed=2), models.build("SmallCNN", seed=2)
+    loss = defined("defines-adversarial-step")["adversarial_step"](ours, *batch, attack, 0.1)
+    assert loss == pytest.approx(F.cross_entropy(theirs(attack(theirs, *batch)), batch[1]).item(), rel=1e-5)
+    training.fit(theirs, batch, objectives.adversarial(attack), epochs=1, batch_size=6,
+                 optimizer=partial(torch.optim.SGD, lr=0.1), progress=False)  # fmt: skip
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+    mixed = defined("defines-mixed")["mixed_loss"](ours, *batch, attack, 0.5)
+    assert torch.isclose(mixed, objectives.mixed(attack, 0.5)(ours, *batch), rtol=1e-5)

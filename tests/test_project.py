@@ -1,0 +1,89 @@
+"""What must hold of the repository as a whole."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import trustml_helpers
+
+ROOT = Path(__file__).parents[1]
+CONDA_NAMES = {"torch": "pytorch"}
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout: the tracked files are not known")
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_environment_and_pyproject_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    expected = {f"python{project['requires-python']}", "pip"}
+    for entry in wanted:
+        name, bound = re.fullmatch(r"([\w-]+)(.*)", entry).groups()
+        expected.add(CONDA_NAMES.get(name, name) + bound)
+    text = (ROOT / "environment.yml").read_text()
+    found = set(re.findall(r"^  - (\S+)$", text, flags=re.M)) - {"conda-forge", "pip:"}
+    assert found == expected
+
+
+def test_import_is_light():
+    """`import trustml_helpers` must not pull in torchvision, pandas or matplotlib."""
+    code = (
+        "import sys, trustml_helpers as t; t.attacks.pgd, t.models.load, t.training.fit; "
+        "print([m for m in ('torchvision', 'pandas', 'matplotlib') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_public_modules_are_reachable_and_others_are_not():
+    assert "attacks" in dir(trustml_helpers)
+    assert callable(trustml_helpers.attacks.pgd)
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = trustml_helpers.nonsense
+
+
+def test_imports_go_down_the_list_only():
+    order = ["cli", "widgets", "figures", "training", "objectives", "robustness", "attacks", "models", "data"]
+    for place, name in enumerate(order):
+        text = (ROOT / "trustml_helpers" / f"{name}.py").read_text()
+        used = set(re.findall(r"^from trustml_helpers\.(\w+) import", text, flags=re.M))
+        for group in re.findall(r"^from trustml_helpers import ([\w, ]+)", text, flags=re.M):
+            used |= {word.strip() for word in group.split(",")}
+        assert used <= set(order[place + 1 :]), name
+
+
+def test_repository_stays_small():
+    files = tracked()
+    assert sum(path.stat().st_size for path in files) < 60e6
+    assert {path.relative_to(ROOT).parts[0] for path in files} <= {
+        "README.md", "CONTRIBUTING.md", "LICENSE", "CITATION.cff", "pyproject.toml", "environment.yml",
+        "Makefile", ".ci", ".gitignore", "notebooks", "trustml_helpers", "tests", "benchmarks", "data", "docs",
+    }  # fmt: skip
+
+
+def test_every_data_folder_explains_itself():
+    for folder in (ROOT / "data").iterdir():
+        if folder.is_dir() and any(path.parent == folder for path in tracked()):
+            text = (folder / "README.md").read_text()
+            for word in ("Source", "icence", "sha256", "Made by"):
+                assert word in text, f"{folder.name}: {word}"
+
+
+def test_readme_links_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_no_function_is_longer_than_it_should_be():
+    for path in (ROOT / "trustml_helpers").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 480, path.name

@@ -1,0 +1,80 @@
+"""Widgets: every control changes the picture, and a broken callback is not swallowed."""
+
+from __future__ import annotations
+
+import ipywidgets
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from trustml_helpers import data, models, widgets
+
+
+@pytest.fixture(scope="module")
+def explorer():
+    images, labels = data.load_mnist("test")
+    model = models.load("mnist_smallcnn_standard")
+    return widgets.attack_explorer(model, images[:5], labels[:5], steps=5)
+
+
+@pytest.mark.parametrize(
+    ("control", "value"), [("image", 3), ("attack", "FGSM"), ("attack", "random sign noise"),
+                           ("attack", "none"), ("eps", 0.25)]
+)  # fmt: skip
+def test_attack_explorer_answers_every_control(explorer, control, value):
+    explorer.set(image=0, attack="PGD", eps=0.1)
+    before = explorer._picture.value
+    explorer.controls[control].value = value  # as a hand would
+    assert explorer._picture.value != before
+    assert explorer.says in explorer._picture.value
+    assert 'alt="Image' in explorer._picture.value
+
+
+def test_attack_explorer_says_what_happens(explorer):
+    assert "(still right)" in explorer.set(image=0, attack="none", eps=0.3).says
+    assert "(fooled)" in explorer.set(image=0, attack="PGD", eps=0.3).says
+    assert "a 7" in explorer.says
+
+
+def test_danskin_explorer():
+    family = lambda theta, delta: theta * delta - delta**2 / 2  # noqa: E731
+    explorer = widgets.danskin_explorer(family, torch.linspace(-2, 2, 81), torch.linspace(-1, 1, 201))
+    assert "slope of its loss there, +0.50" in explorer.set(theta=0.5).says
+    assert "delta -1.00" in explorer.set(theta=-1.5).says
+
+
+def test_a_broken_callback_raises():
+    def draw(p):
+        if p > 0.5:
+            raise ZeroDivisionError("broken callback")
+        return plt.figure(figsize=(1, 1)), "fine"
+
+    explorer = widgets.Explorer(draw, p=ipywidgets.FloatSlider(value=0.1, min=0, max=1))
+    with pytest.raises(ZeroDivisionError):
+        explorer.set(p=0.9)
+    with pytest.raises(ZeroDivisionError):
+        explorer.controls["p"].value = 0.8
+
+
+def test_set_draws_once_and_rejects_what_it_cannot_show():
+    drawn = []
+
+    def draw(p, q):
+        drawn.append((p, q))
+        return plt.figure(figsize=(1, 1)), f"{p} {q}"
+
+    sliders = {name: ipywidgets.IntSlider(value=0, min=0, max=5) for name in "pq"}
+    explorer = widgets.Explorer(draw, **sliders)
+    assert explorer.set(p=1, q=2).says == "1 2"
+    assert drawn == [(0, 0), (1, 2)]
+    with pytest.raises(ValueError, match="r: expected one of p, q"):
+        explorer.set(r=1)
+    with pytest.raises(ValueError, match="p=9: expected 0 to 5"):
+        explorer.set(p=9)
+    assert "static figure" in repr(explorer)
+    assert plt.get_fignums() == []
+
+
+def test_words_are_escaped():
+    explorer = widgets.Explorer(lambda: (plt.figure(figsize=(1, 1)), 'a < b "c"'))
+    assert "a &lt; b &quot;c&quot;" in explorer._picture.value

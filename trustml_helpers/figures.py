@@ -1,0 +1,339 @@
+"""Every figure of the course: takes results, computes nothing, returns a matplotlib Figure.
+
+One style for all: large type for the last row, the Okabe-Ito palette, and a line style and a
+marker of its own for every line, so that nothing depends on colour alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Okabe & Ito (2008), without yellow, which is too light for a line on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SIGNED = "PuOr_r"  # diverging, safe for the colour-blind: purple below zero, orange above
+STYLE = {
+    "figure.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "font.size": 12,
+    "axes.titlesize": 13,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "lines.linewidth": 2.2,
+    "lines.markersize": 6,
+    "legend.frameon": False,
+    "image.cmap": "gray",
+}
+UPPER_BOUND = "an attack gives an upper bound on robust accuracy"
+
+P = ParamSpec("P")
+
+
+def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    @functools.wraps(draw)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with plt.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure in a notebook with a text alternative, and close it.
+
+    Args:
+        figure: what a function of this module returned.
+        alt: what the picture shows, for readers who cannot see it.
+
+    Raises:
+        ValueError: if ``alt`` is too short to say anything.
+    """
+    if len(alt.split()) < 5:
+        raise ValueError(f"alt={alt!r}: expected a sentence that says what the figure shows")
+    from IPython.display import display
+
+    # The style must hold here as well: the resolution is read when the picture is made.
+    with plt.rc_context(STYLE):
+        display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)
+
+
+def _picture(axes: Axes, image: Any, title: str = "", *, signed: float | None = None) -> Any:
+    """One image (C, H, W) or (H, W), without ticks; ``signed`` is the ± range of a signed scale."""
+    pixels = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
+    pixels = pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels
+    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+    scale = {"vmin": 0, "vmax": 1} if signed is None else {"vmin": -signed, "vmax": signed}
+    cmap = "gray" if signed is None else SIGNED
+    shown = axes.imshow(pixels, cmap=cmap, interpolation="nearest", **scale)
+    axes.set(xticks=[], yticks=[])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+        spine.set_color("0.6")
+    if title:
+        axes.set_title(title)
+    return shown
+
+
+@_styled
+def perturbations(
+    rows: Sequence[tuple[str, Tensor, Tensor, Tensor]], *, label: int | None = None
+) -> Figure:
+    """Image, perturbation, sum and class probabilities, one row per perturbation.
+
+    Args:
+        rows: ``(name, x, x_adv, probabilities of x_adv)``, images ``(C, H, W)``, probabilities
+            ``(K,)``.
+        label: the true class, hatched in the bar chart.
+    """
+    fig, grid = plt.subplots(
+        len(rows), 4, figsize=(11, 2.9 * len(rows)), squeeze=False,
+        gridspec_kw={"width_ratios": [1, 1.15, 1, 1.5]},
+    )  # fmt: skip
+    for axes, (name, x, x_adv, probabilities) in zip(grid, rows, strict=True):
+        delta = x_adv - x
+        size = max(float(delta.abs().max()), 1e-3)
+        _picture(axes[0], x, "image $x$")
+        shown = _picture(axes[1], delta, r"perturbation $\delta$", signed=size)
+        fig.colorbar(shown, ax=axes[1], shrink=0.8, ticks=[-size, 0, size], format="%.2f")
+        predicted = int(probabilities.argmax())
+        _picture(axes[2], x_adv, rf"$x+\delta$: says {predicted}")
+        axes[0].set_ylabel(name)
+        _probability_bars(axes[3], probabilities, label)
+    return fig
+
+
+def _probability_bars(axes: Axes, probabilities: Tensor, label: int | None) -> None:
+    classes = np.arange(len(probabilities))
+    predicted = int(probabilities.argmax())
+    colours = [PALETTE[1] if k == predicted else "0.75" for k in classes]
+    bars = axes.bar(classes, probabilities.tolist(), color=colours, edgecolor="0.3")
+    if label is not None:
+        bars[label].set_hatch("///")
+    axes.set(xticks=classes, ylim=(0, 1.05), title="class probabilities (hatched: true class)")
+    axes.title.set_fontsize(11)
+    axes.grid(visible=False, axis="x")
+
+
+@_styled
+def pictures(
+    images: Sequence[Sequence[Tensor]],
+    titles: Sequence[Sequence[str]] | None = None,
+    row_names: Sequence[str] | None = None,
+    *,
+    signed: bool = False,
+    width: float = 1.35,
+) -> Figure:
+    """A grid of images with a title over each.
+
+    Args:
+        images: rows of images ``(C, H, W)``.
+        titles, row_names: text over each image and left of each row.
+        signed: draw each image on its own symmetric signed scale (for gradients).
+        width: inches per image.
+    """
+    tall, wide = len(images), max(len(row) for row in images)
+    left = 1.0 if row_names else 0.0
+    size = (left + width * wide, (width + (0.35 if titles else 0.08)) * tall)
+    fig, grid = plt.subplots(tall, wide, figsize=size, squeeze=False)
+    for r, row in enumerate(images):
+        for c, image in enumerate(row):
+            scale = float(image.abs().max()) or 1.0
+            _picture(grid[r, c], image, titles[r][c] if titles else "", signed=scale if signed else None)
+            grid[r, c].title.set_fontsize(11)
+        if row_names:
+            grid[r, 0].set_ylabel(row_names[r], rotation=0, ha="right", va="center")
+    return fig
+
+
+@_styled
+def curves(
+    panels: Sequence[tuple[str, Sequence[float], Mapping[str, Sequence[float]]]],
+    ylabel: str,
+    *,
+    ylim: tuple[float, float] | None = (0, 1),
+    note: str = "",
+    titles: Sequence[str] | None = None,
+    logx: bool = False,
+    logy: bool = False,
+    legend: str = "best",
+) -> Figure:
+    """Lines in one or more panels side by side.
+
+    Args:
+        panels: ``(xlabel, x, {name: y})``; the same name has the same look in every panel.
+        ylabel: what is on the vertical axis, with its unit.
+        ylim: of every panel, or None for automatic limits.
+        note: a small line under the figure, such as :data:`UPPER_BOUND`.
+        titles: one per panel.
+        logx, logy: logarithmic axes.
+        legend: matplotlib's position of the legend in each panel.
+    """
+    names = list(dict.fromkeys(name for _, _, lines in panels for name in lines))
+    fig, grid = plt.subplots(
+        1, len(panels), figsize=(5.6 * len(panels) + 0.8, 4.0), squeeze=False, sharey=ylim is not None
+    )
+    for k, (axes, (xlabel, x, lines)) in enumerate(zip(grid[0], panels, strict=True)):
+        for name, y in lines.items():
+            look = names.index(name) % len(PALETTE)
+            every = max(1, len(x) // 12)
+            axes.plot(x, y, label=name, color=PALETTE[look], linestyle=_LINES[look],
+                      marker=_MARKERS[look], markevery=every)  # fmt: skip
+        axes.set(xlabel=xlabel, ylabel=ylabel if k == 0 or ylim is None else "")
+        if ylim is not None:
+            axes.set_ylim(ylim[0] - 0.02 * (ylim[1] - ylim[0]), ylim[1] + 0.02 * (ylim[1] - ylim[0]))
+        if logx:
+            axes.set_xscale("log")
+        if logy:
+            axes.set_yscale("log")
+        if titles:
+            axes.set_title(titles[k])
+        axes.legend(loc=legend, fontsize=11)
+    if note:
+        fig.supxlabel(note, fontsize=10, color="0.3", style="italic")
+    return fig
+
+
+@_styled
+def matrix(table: pd.DataFrame, *, xlabel: str = "", ylabel: str = "", note: str = "") -> Figure:
+    """A table of shares in [0, 1] as annotated squares, in percent.
+
+    Args:
+        table: rows and columns by name, as ``robustness.attack_matrix`` returns.
+        xlabel, ylabel: what columns and rows are.
+        note: a small line under the figure.
+    """
+    values = table.to_numpy(dtype=float)
+    fig, axes = plt.subplots(figsize=(3.2 + 1.15 * values.shape[1], 1.6 + 0.55 * values.shape[0]))
+    axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for (r, c), value in np.ndenumerate(values):
+        axes.text(c, r, f"{100 * value:.1f}", ha="center", va="center",
+                  color="black" if value > 0.55 else "white")  # fmt: skip
+    axes.set_xticks(range(values.shape[1]), [str(name).replace(" ", "\n", 1) for name in table.columns])
+    axes.set_yticks(range(values.shape[0]), [str(name) for name in table.index])
+    axes.tick_params(length=0, top=True, bottom=False, labeltop=True, labelbottom=False)
+    axes.grid(visible=False)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.xaxis.set_label_position("top")
+    if note:
+        fig.supxlabel(note, fontsize=10, color="0.3", style="italic")
+    return fig
+
+
+@_styled
+def norm_balls(gradient: tuple[float, float], steps: Mapping[str, tuple[float, float]]) -> Figure:
+    """The unit balls of l-inf, l2 and l1 in the plane, and the best step in each.
+
+    Args:
+        gradient: the direction in which the loss grows.
+        steps: ``{"linf" | "l2" | "l1": the maximiser of gradient . step on the unit ball}``.
+    """
+    angle = np.linspace(0, 2 * np.pi, 200)
+    outlines = {
+        "linf": (np.array([1, 1, -1, -1, 1]), np.array([1, -1, -1, 1, 1])),
+        "l2": (np.cos(angle), np.sin(angle)),
+        "l1": (np.array([1, 0, -1, 0, 1]), np.array([0, -1, 0, 1, 0])),
+    }
+    symbols = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$"}
+    fig, grid = plt.subplots(1, len(steps), figsize=(3.6 * len(steps), 3.7), squeeze=False)
+    for axes, (name, step) in zip(grid[0], steps.items(), strict=True):
+        axes.fill(*outlines[name], facecolor=PALETTE[4], alpha=0.3, edgecolor=PALETTE[0], linewidth=2)
+        for vector, colour, text in ((gradient, "black", "gradient"), (step, PALETTE[1], "best step")):
+            axes.annotate("", vector, (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour,
+                          "lw": 2.2, "linestyle": "--" if text == "gradient" else "-"})  # fmt: skip
+            axes.plot([], [], color=colour, linestyle="--" if text == "gradient" else "-", label=text)
+        axes.set(title=symbols[name], xlim=(-1.5, 1.7), ylim=(-1.5, 1.7), aspect="equal",
+                 xlabel=r"pixel 1", ylabel=r"pixel 2")  # fmt: skip
+    grid[0, 0].legend(loc="lower left", fontsize=10)
+    return fig
+
+
+@_styled
+def loss_surface(
+    a: Sequence[float],
+    b: Sequence[float],
+    loss: Tensor,
+    correct: Tensor,
+    *,
+    labels: tuple[str, str],
+    marks: Mapping[str, tuple[float, float]] | None = None,
+) -> Figure:
+    """A loss over a plane through an image: level lines, a relief, and where the label is right.
+
+    Args:
+        a, b: coordinates along the two directions, lengths m and n.
+        loss: ``(m, n)``, loss[i, j] at ``a[i], b[j]``.
+        correct: bool ``(m, n)``, whether the label is right there.
+        labels: what the two directions are.
+        marks: points to mark, by name.
+    """
+    fig = plt.figure(figsize=(11, 4.4))
+    flat, relief = fig.add_subplot(1, 2, 1), fig.add_subplot(1, 2, 2, projection="3d")
+    horizontal, vertical = np.meshgrid(np.asarray(a), np.asarray(b), indexing="ij")
+    height = loss.numpy()
+    filled = flat.contourf(horizontal, vertical, height, levels=14, cmap="cividis")
+    if bool(correct.any()) and not bool(correct.all()):
+        flat.contour(horizontal, vertical, correct.numpy().astype(float), levels=[0.5], colors="white",
+                     linewidths=2.5, linestyles="--")  # fmt: skip
+        flat.plot([], [], color="0.5", linestyle="--", label="label changes")
+    for k, (name, point) in enumerate((marks or {}).items()):
+        flat.plot(*point, _MARKERS[k], color="white", markeredgecolor="black", markersize=11, label=name,
+                  linestyle="none")  # fmt: skip
+    flat.set(xlabel=labels[0], ylabel=labels[1])
+    flat.grid(visible=False)
+    flat.legend(loc="upper left", fontsize=10, facecolor="0.8", framealpha=0.9, frameon=True)
+    fig.colorbar(filled, ax=flat, label="cross-entropy")
+    relief.plot_surface(horizontal, vertical, height, cmap="cividis", linewidth=0)  # type: ignore[attr-defined]
+    relief.set(xlabel="attack direction", ylabel="random direction", zlabel="cross-entropy")
+    relief.view_init(elev=28, azim=-125)  # type: ignore[attr-defined]
+    return fig
+
+
+@_styled
+def danskin(
+    theta: Sequence[float],
+    members: Mapping[str, Sequence[float]],
+    envelope: Sequence[float],
+    at: float,
+    tangent: tuple[float, float],
+    maximiser: str,
+) -> Figure:
+    """A family of losses, their maximum, and the tangent that Danskin's theorem gives.
+
+    Args:
+        theta: parameter values.
+        members: the loss as a function of theta for a few fixed perturbations, by name.
+        envelope: the maximum over all perturbations.
+        at: where the tangent is drawn.
+        tangent: value and slope there, taken from the maximising perturbation alone.
+        maximiser: name of that perturbation.
+    """
+    fig, axes = plt.subplots(figsize=(7.6, 4.4))
+    x = np.asarray(theta)
+    for k, (name, y) in enumerate(members.items()):
+        axes.plot(x, y, color=PALETTE[k % 6], linestyle=_LINES[1 + k % 5], linewidth=1.6, label=name)
+    axes.plot(x, envelope, color="black", linewidth=3.2, label=r"$\max_\delta$ Loss")
+    value, slope = tangent
+    near = x[np.abs(x - at) < 0.3 * (x[-1] - x[0]) / 2]
+    axes.plot(near, value + slope * (near - at), color=PALETTE[1], linewidth=2.6)
+    axes.plot([at], [value], "o", color=PALETTE[1], markersize=11, markeredgecolor="black",
+              label=f"slope {slope:+.2f}, from {maximiser}")  # fmt: skip
+    low, high = float(np.min(envelope)), float(np.max(envelope))
+    axes.set(xlabel=r"parameter $\theta$", ylabel="loss", ylim=(low - 0.6 * (high - low), high * 1.05))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=11)
+    return fig

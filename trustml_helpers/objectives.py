@@ -1,0 +1,125 @@
+"""What training minimises: every objective is a function ``(model, x, y) -> loss``, a scalar.
+
+Objectives that draw noise hold their own generator, so the global one is never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trustml_helpers.attacks import Attack
+
+Objective = Callable[[Any, Tensor, Tensor], Tensor]
+
+
+def standard(model: Any, x: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy on the images as they are.
+
+    Args:
+        model: images to logits ``(n, K)``.
+        x, y: images ``(n, C, H, W)`` and labels int64 ``(n,)``.
+
+    Returns:
+        The loss, a scalar that can be differentiated.
+
+    >>> standard(lambda x: x, torch.zeros(2, 10), torch.tensor([0, 1]))
+    tensor(2.3026)
+    """
+    return F.cross_entropy(model(x), y)
+
+
+def adversarial(attack: Attack) -> Objective:
+    """Mean cross-entropy on attacked images: the inner maximum of min-max training.
+
+    The attack's images are constants of the loss (Danskin's theorem), so only the model's
+    parameters receive a gradient.
+
+    Args:
+        attack: ``(model, x, y) -> x_adv``, for example ``partial(pgd, eps=0.3, keep="last")``.
+
+    Source: Madry et al. (2018), equation 2.1; with FGSM, Goodfellow et al. (2015).
+
+    >>> objective = adversarial(lambda model, x, y: 2 * x)
+    >>> objective(lambda x: x, torch.eye(2), torch.tensor([0, 1]))
+    tensor(0.1269)
+    """
+
+    def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        return standard(model, attack(model, x, y), y)
+
+    return objective
+
+
+def mixed(attack: Attack, clean_share: float = 0.5) -> Objective:
+    """Adversarial training in which a share of every minibatch stays clean.
+
+    The first ``round(clean_share * n)`` examples of the (shuffled) minibatch are used as they
+    are, the others are attacked; the loss is the mean over all of them.
+
+    Args:
+        attack: as for :func:`adversarial`.
+        clean_share: in [0, 1]; 0 is adversarial training, 1 is standard training.
+
+    Source: the mixture of Goodfellow et al. (2015), section 6, taken over examples.
+
+    >>> objective = mixed(lambda model, x, y: -x, clean_share=0.5)
+    >>> objective(lambda x: x, torch.eye(2), torch.tensor([0, 1]))
+    tensor(0.8133)
+    """
+    if not 0 <= clean_share <= 1:
+        raise ValueError(f"clean_share={clean_share}: expected a share between 0 and 1")
+
+    def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        clean = round(clean_share * len(x))
+        if clean < len(x):
+            x = torch.cat([x[:clean], attack(model, x[clean:], y[clean:])])
+        return standard(model, x, y)
+
+    return objective
+
+
+def gaussian(sigma: float, *, generator: torch.Generator) -> Objective:
+    """Mean cross-entropy on images with fresh Gaussian noise of standard deviation ``sigma``.
+
+    The noisy images are not clipped to [0, 1].
+
+    Args:
+        sigma: standard deviation in pixel units, at least 0.
+        generator: source of the noise; drawn from at every call.
+
+    Source: Cohen et al. (2019), section 3.3.
+
+    >>> objective = gaussian(0.0, generator=torch.Generator())
+    >>> objective(lambda x: x, torch.zeros(2, 10), torch.tensor([0, 1]))
+    tensor(2.3026)
+    """
+    if not sigma >= 0:
+        raise ValueError(f"sigma={sigma}: expected at least 0, in pixel units")
+
+    def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        noise = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
+        return standard(model, x + sigma * noise.to(x.device), y)
+
+    return objective
+
+
+@dataclass(frozen=True)
+class ByEpoch:
+    """An objective that changes during training, for example to let eps grow.
+
+    Args:
+        at: function of the epoch (0.0 at the start, 1.5 in the middle of the second pass) that
+            returns the objective to use then.
+
+    >>> switch = ByEpoch(lambda epoch: standard if epoch < 2 else adversarial(lambda m, x, y: x))
+    >>> switch.at(0.5) is standard
+    True
+    """
+
+    at: Callable[[float], Objective]

@@ -1,0 +1,193 @@
+"""Widgets of the course: ipywidgets around the plain functions of :mod:`figures`.
+
+Each is an :class:`Explorer`. Its controls can be moved by hand, by keyboard, or by a cell
+(``explorer.set(eps=0.2)``); a callback that fails then fails the cell.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from trustml_helpers import attacks, figures
+from trustml_helpers.models import unchanged
+
+Draw = Callable[..., tuple[Figure, str]]
+
+
+class Explorer(ipywidgets.VBox):
+    """Controls over a picture that is drawn again whenever one of them moves.
+
+    Args:
+        draw: from the controls' values, by name, to ``(figure, what it says in words)``.
+        controls: ipywidgets with a ``value``, by name.
+
+    Attributes:
+        controls: by name.
+        says: the present picture in words; also its text alternative and its caption.
+
+    >>> slider = ipywidgets.FloatSlider(value=0.5, min=0, max=1)
+    >>> explorer = Explorer(lambda p: (plt.figure(figsize=(1, 1)), f"p is {p:.1f}"), p=slider)
+    >>> explorer.set(p=0.7).says
+    'p is 0.7'
+    """
+
+    def __init__(self, draw: Draw, **controls: Any) -> None:
+        self.controls = controls
+        self.says = ""
+        self._draw = draw
+        self._picture = ipywidgets.HTML()
+        self._held = False
+        for control in controls.values():
+            control.style.description_width = "7em"
+            control.layout.width = "32em"
+            control.observe(lambda change: self._update(), names="value")
+        super().__init__([*controls.values(), self._picture])
+        self._update()
+
+    def set(self, **values: Any) -> Explorer:
+        """Move controls as a hand would, then draw once; returns the explorer itself.
+
+        Raises:
+            ValueError: for a control that does not exist or a value outside its range.
+        """
+        for name, value in values.items():
+            control = self.controls.get(name)
+            if control is None:
+                raise ValueError(f"{name}: expected one of {', '.join(self.controls)}")
+            low, high = getattr(control, "min", value), getattr(control, "max", value)
+            if not low <= value <= high:
+                raise ValueError(f"{name}={value}: expected {low} to {high}")
+        self._held = True
+        try:
+            for name, value in values.items():
+                self.controls[name].value = value
+        finally:
+            self._held = False
+        self._update()
+        return self
+
+    def _update(self) -> None:
+        if self._held:
+            return
+        figure, self.says = self._draw(**{k: c.value for k, c in self.controls.items()})
+        buffer = io.BytesIO()
+        with plt.rc_context(figures.STYLE):
+            figure.savefig(buffer, format="png")
+        plt.close(figure)
+        source = base64.b64encode(buffer.getvalue()).decode()
+        text = html.escape(self.says, quote=True)
+        self._picture.value = (
+            f'<img style="max-width:100%" alt="{text}" src="data:image/png;base64,{source}">'
+            f"<p>{text}</p>"
+        )
+
+    def __repr__(self) -> str:  # what a reader without a running kernel sees in its place
+        controls = ", ".join(self.controls)
+        return f"Interactive in JupyterLab ({controls}); a static figure nearby shows the same."
+
+
+def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 20) -> Explorer:
+    """Choose an image, an attack and eps; see the perturbation and what the model says.
+
+    Args:
+        model: images to logits ``(n, K)``.
+        images, labels: what the image control runs over, float ``(n, C, H, W)`` and ``(n,)``.
+        steps: of PGD.
+    """
+
+    def draw(image: int, attack: str, eps: float) -> tuple[Figure, str]:
+        x, y = images[image : image + 1], labels[image : image + 1]
+        x_adv = _PERTURB[attack](model, x, y, eps, steps)
+        with unchanged(model), torch.inference_mode():
+            probabilities = model(x_adv).softmax(1)[0]
+        true, found = int(y), int(probabilities.argmax())
+        verdict = "still right" if true == found else "fooled"
+        says = (
+            f"Image {image}, a {true}, under {attack} with eps {eps:.2f}: the model says {found} "
+            f"with probability {float(probabilities.max()):.2f} ({verdict})."
+        )
+        return figures.perturbations([(attack, x[0], x_adv[0], probabilities)], label=true), says
+
+    return Explorer(
+        draw,
+        image=ipywidgets.IntSlider(
+            value=0, max=len(images) - 1, description="image", continuous_update=False
+        ),
+        attack=ipywidgets.Dropdown(options=list(_PERTURB), value="PGD", description="attack"),
+        eps=ipywidgets.FloatSlider(
+            value=0.1, min=0, max=0.3, step=0.01, description="eps", continuous_update=False
+        ),
+    )
+
+
+def _random_signs(model: Any, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
+    return attacks.sign_noise(model, x, y, eps, generator=torch.Generator().manual_seed(0))
+
+
+def _pgd(model: Any, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return attacks.pgd(model, x, y, eps, steps=steps, generator=generator)
+
+
+_PERTURB: dict[str, Callable[[Any, Tensor, Tensor, float, int], Tensor]] = {
+    "none": lambda model, x, y, eps, steps: x,
+    "random sign noise": _random_signs,
+    "FGSM": lambda model, x, y, eps, steps: attacks.fgsm(model, x, y, eps),
+    "PGD": _pgd,
+}
+
+
+def danskin_explorer(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    thetas: Tensor,
+    deltas: Tensor,
+    *,
+    shown: int = 5,
+) -> Explorer:
+    """Move theta; see which perturbation is the worst there and that its slope is the envelope's.
+
+    Args:
+        loss: ``(theta, delta) -> loss``, elementwise and differentiable, broadcasting.
+        thetas: parameter values of the horizontal axis, ``(m,)``, increasing.
+        deltas: a fine grid of the perturbations, ``(k,)``.
+        shown: how many perturbations to draw as lines of their own.
+    """
+    family = loss(thetas[:, None], deltas[None, :]).detach()
+    envelope = family.amax(1)
+    chosen = torch.linspace(0, len(deltas) - 1, shown).round().long().tolist()
+    members = {rf"$\delta={deltas[k]:+.2f}$": family[:, k].tolist() for k in chosen}
+
+    def draw(theta: float) -> tuple[Figure, str]:
+        point = torch.tensor(theta, dtype=thetas.dtype, requires_grad=True)
+        values = loss(point, deltas)
+        worst = int(values.argmax())
+        (slope,) = torch.autograd.grad(values[worst], point)
+        name = rf"$\delta^*={deltas[worst]:+.2f}$"
+        figure = figures.danskin(
+            thetas.tolist(), members, envelope.tolist(), theta,
+            (float(values[worst].detach()), float(slope)), name,
+        )  # fmt: skip
+        says = (
+            f"At theta {theta:+.2f} the worst perturbation is delta {deltas[worst]:+.2f}; the slope of "
+            f"its loss there, {float(slope):+.2f}, is the slope of the maximum."
+        )
+        return figure, says
+
+    low, high = float(thetas[0]), float(thetas[-1])
+    return Explorer(
+        draw,
+        theta=ipywidgets.FloatSlider(
+            value=(low + high) / 2, min=low, max=high, step=(high - low) / 40,
+            description="theta", continuous_update=False,
+        ),
+    )  # fmt: skip
