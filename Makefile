@@ -23,7 +23,7 @@ test: lint
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check trustml_helpers tests benchmarks
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 lab: $(STAMP)

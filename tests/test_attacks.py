@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import partial
 
@@ -148,10 +149,8 @@ def test_pgd_without_steps_is_its_random_start():
     """The start must reach the whole ball, and be drawn anew for each restart."""
     model, _, x, y = linear_case()
     x = torch.full_like(x, 0.5)
-    first, second = (
-        attacks.pgd(model, x, y, 0.3, steps=0, keep="last", generator=torch.Generator().manual_seed(s))
-        for s in (0, 1)
-    )  # fmt: skip
+    start = partial(attacks.pgd, model, x, y, 0.3, steps=0, keep="last")
+    first, second = (start(generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     assert 0.25 < (first - x).abs().max() <= 0.3
     assert not torch.equal(first, second)
     still = attacks.pgd(model, x, y, 0.3, steps=0, random_start=False, keep="last")
@@ -188,7 +187,7 @@ def test_a_restart_attacks_only_what_still_stands():
     x, y, seen = torch.full((40, 2), 0.5), torch.zeros(40, dtype=torch.long), []
     attacks.pgd(coin_model(seen), x, y, 0.1, steps=0, restarts=50, generator=torch.Generator())
     assert seen[0] == 40
-    assert all(a >= b > 0 for a, b in zip(seen, seen[1:], strict=False))
+    assert all(a >= b > 0 for a, b in itertools.pairwise(seen))
     assert len(seen) < 50  # nothing was left to attack
 
 
@@ -311,7 +310,7 @@ def test_margin_loss_breaks_saturated_logits_that_blind_cross_entropy():
 
 def test_l2_step_survives_a_tiny_gradient():
     """Squares of 1e-30 underflow in float32; the direction must not."""
-    model, w, x, y = linear_case(torch.float32)
+    model, _, x, y = linear_case(torch.float32)
     found = attacks.fgsm(lambda z: 1e-30 * model(z), x, y, 0.1, norm="l2", bounds=None)
     assert torch.allclose((found - x).norm(dim=1), torch.tensor(0.1), rtol=1e-3)
 
@@ -331,7 +330,9 @@ def test_nan_is_never_robust():
 
 def test_sign_noise_moves_every_pixel_by_eps_both_ways(generator):
     x = torch.full((10, 100), 0.5)
-    delta = attacks.sign_noise(None, x, torch.zeros(10, dtype=torch.long), 0.2, generator=generator) - x
+    delta = (
+        attacks.sign_noise(None, x, torch.zeros(10, dtype=torch.long), 0.2, generator=generator) - x
+    )
     assert torch.allclose(delta.abs(), torch.tensor(0.2))
     ups = int((delta > 0).sum())
     # Binomial(1000, 1/2): outside 400..600 with probability below 1e-9.
@@ -360,7 +361,12 @@ BAD = [
 @pytest.mark.parametrize("attack", [attacks.fgsm, attacks.pgd])
 @pytest.mark.parametrize(("change", "message"), BAD)
 def test_bad_arguments_get_a_sentence(attack, change, message):
-    good = {"model": lambda z: z, "x": torch.full((2, 4), 0.5), "y": torch.tensor([0, 1]), "eps": 0.1}
+    good = {
+        "model": lambda z: z,
+        "x": torch.full((2, 4), 0.5),
+        "y": torch.tensor([0, 1]),
+        "eps": 0.1,
+    }
     with pytest.raises((ValueError, TypeError), match=message):
         attack(**(good | change))
 

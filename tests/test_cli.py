@@ -43,7 +43,9 @@ def test_train_writes_a_checkpoint_that_loads(trustml, tmp_path):
     assert card["test_images"] == 300
     model = models.load(tmp_path / "tiny.safetensors")
     test = [part[:300] for part in data.load_mnist("test")]
-    assert card["test_accuracy"]["clean"] == pytest.approx(robustness.accuracy(model, *test), abs=1e-4)
+    assert card["test_accuracy"]["clean"] == pytest.approx(
+        robustness.accuracy(model, *test), abs=1e-4
+    )
 
 
 def test_the_command_in_the_card_rebuilds_the_weights(trustml, tmp_path):
@@ -66,7 +68,9 @@ def test_the_test_set_is_read_after_training_only(trustml, tmp_path, monkeypatch
     order = []
     load, fit = data.load_mnist, cli.training.fit
     monkeypatch.setattr(data, "load_mnist", lambda split: order.append(split) or load(split))
-    monkeypatch.setattr(cli.training, "fit", lambda *a, **k: (fit(*a, **k), order.append("trained"))[0])
+    monkeypatch.setattr(
+        cli.training, "fit", lambda *a, **k: (fit(*a, **k), order.append("trained"))[0]
+    )
     trustml(f"train tiny {TINY} --out {tmp_path}")
     assert order == ["train", "trained", "test"]
 
@@ -128,7 +132,11 @@ def test_errors_are_one_sentence(trustml, tmp_path, line, message):
 
 
 def test_help_of_every_command(trustml):
-    for line, word in (("--help", "attack"), ("train --help", "--eps-ramp"), ("attack --help", "--restarts")):
+    for line, word in (
+        ("--help", "attack"),
+        ("train --help", "--eps-ramp"),
+        ("attack --help", "--restarts"),
+    ):
         code, out, _ = trustml(line)
         assert code == 0
         assert word in out
@@ -136,7 +144,9 @@ def test_help_of_every_command(trustml):
 
 def test_module_is_the_command():
     run = subprocess.run(
-        [sys.executable, "-m", "trustml_helpers", "attack", "nothing"], capture_output=True, text=True
+        [sys.executable, "-m", "trustml_helpers", "attack", "nothing"],
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 2
     assert "no checkpoint" in run.stderr

@@ -36,19 +36,25 @@ def test_perturbations():
 
 
 def test_pictures_in_colour_and_signed():
-    figure = figures.pictures([[torch.rand(3, 4, 4)], [torch.rand(1, 4, 4)]], [["a"], ["b"]], ["r", "s"])
+    figure = figures.pictures(
+        [[torch.rand(3, 4, 4)], [torch.rand(1, 4, 4)]], [["a"], ["b"]], ["r", "s"]
+    )
     assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
     assert figure.axes[0].images[0].get_array().shape == (4, 4, 3)
     rendered(figure)
-    signed = figures.pictures([[torch.tensor([[[-3.0, 1.0]]])]], signed=True)
+    signed = figures.pictures([[torch.tensor([[[-3.0, 1.0]]])]], signed=[0])
     assert signed.axes[0].images[0].get_clim() == (-3, 3)
     rendered(signed)
 
 
 def test_curves_keep_one_look_per_name_and_differ_without_colour():
     lines = {name: [0.1, 0.2] for name in "abcdefg"}
-    figure = figures.curves([("x", [0, 1], lines), ("z", [0, 1], {"c": [0, 1]})], "y", note="a note",
-                            titles=["left", "right"])  # fmt: skip
+    figure = figures.curves(
+        [("x", [0, 1], lines), ("z", [0, 1], {"c": [0, 1]})],
+        "y",
+        note="a note",
+        titles=["left", "right"],
+    )
     left, right = figure.axes
     looks = {(str(line._dash_pattern), line.get_marker()) for line in left.lines}
     assert len(looks) == 7
@@ -56,7 +62,11 @@ def test_curves_keep_one_look_per_name_and_differ_without_colour():
     assert right.lines[0].get_color() == same.get_color()
     assert left.get_title() == "left"
     rendered(figure)
-    rendered(figures.curves([("x", [1, 10], {"a": [1, 2]})], "y", ylim=None, logx=True, logy=True))
+    rendered(
+        figures.curves(
+            [("x", [1, 10], {"a": [1, 2]})], "y", ylim=None, logx=True, logy=True, legend="outside"
+        )
+    )
 
 
 def test_matrix_prints_percentages():
@@ -78,7 +88,9 @@ def test_loss_surface(all_right):
     a = [0.0, 1.0, 2.0]
     right = torch.ones(3, 3, dtype=torch.bool)
     right[2] = all_right
-    figure = figures.loss_surface(a, a, torch.rand(3, 3), right, labels=("p", "q"), marks={"x": (0, 0)})
+    figure = figures.loss_surface(
+        a, a, torch.rand(3, 3), right, labels=("p", "q"), marks={"x": (0, 0)}
+    )
     assert figure.axes[0].get_xlabel() == "p"
     rendered(figure)
 

@@ -40,7 +40,9 @@ def test_round_trip(saved):
     model, path = saved
     again = models.load(path)
     assert not again.training
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
     card = models.card(path)
     assert card["architecture"] == "SmallCNN"
     assert card["parameters"] == 166_406
@@ -53,7 +55,9 @@ def test_altered_weights_are_refused(saved):
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
-    with pytest.raises(models.CheckpointError, match=r"not the file its card describes.*trustml train tiny"):
+    with pytest.raises(
+        models.CheckpointError, match=r"not the file its card describes.*trustml train tiny"
+    ):
         models.load(path)
 
 
@@ -73,7 +77,7 @@ def test_damaged_card(saved, text):
 
 
 def test_unknown_checkpoint_lists_the_known_ones():
-    with pytest.raises(models.CheckpointError, match="Known: .*mnist_smallcnn_standard"):
+    with pytest.raises(models.CheckpointError, match=r"Known: .*mnist_smallcnn_standard"):
         models.load("nothing")
 
 

@@ -17,7 +17,14 @@ from trustml_helpers import attacks, models, objectives, training
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("0*.ipynb"))
-SECTIONS = ("You will be able to", "You need", "Time", "## Common mistakes", "## Exercises", "## Further reading")
+SECTIONS = (
+    "You will be able to",
+    "You need",
+    "Time",
+    "## Common mistakes",
+    "## Exercises",
+    "## Further reading",
+)
 
 
 @pytest.fixture(params=PATHS, ids=[path.stem for path in PATHS])
@@ -154,7 +161,9 @@ def test_pgd_cell(batch):
     model = models.build("SmallCNN", seed=9).double()
     x, y = batch[0].double(), batch[1]
     mine = defined("defines-pgd")["pgd"](model, x, y, 0.07, 6, 0.02, torch.zeros_like(x))
-    package = attacks.pgd(model, x, y, 0.07, steps=6, step_size=0.02, random_start=False, keep="last")
+    package = attacks.pgd(
+        model, x, y, 0.07, steps=6, step_size=0.02, random_start=False, keep="last"
+    )
     assert torch.allclose(mine, package, atol=1e-10)
 
 
@@ -180,7 +189,9 @@ def test_adversarial_step_and_mixed_cells(batch):
     attack = partial(attacks.fgsm, eps=0.1)
     ours, theirs = models.build("SmallCNN", seed=2), models.build("SmallCNN", seed=2)
     loss = defined("defines-adversarial-step")["adversarial_step"](ours, *batch, attack, 0.1)
-    assert loss == pytest.approx(F.cross_entropy(theirs(attack(theirs, *batch)), batch[1]).item(), rel=1e-5)
+    assert loss == pytest.approx(
+        F.cross_entropy(theirs(attack(theirs, *batch)), batch[1]).item(), rel=1e-5
+    )
     training.fit(theirs, batch, objectives.adversarial(attack), epochs=1, batch_size=6,
                  optimizer=partial(torch.optim.SGD, lr=0.1), progress=False)  # fmt: skip
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 import trustml_helpers
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +53,17 @@ def test_public_modules_are_reachable_and_others_are_not():
 
 
 def test_imports_go_down_the_list_only():
-    order = ["cli", "widgets", "figures", "training", "objectives", "robustness", "attacks", "models", "data"]
+    order = [
+        "cli",
+        "widgets",
+        "figures",
+        "training",
+        "objectives",
+        "robustness",
+        "attacks",
+        "models",
+        "data",
+    ]
     for place, name in enumerate(order):
         text = (ROOT / "trustml_helpers" / f"{name}.py").read_text()
         used = set(re.findall(r"^from trustml_helpers\.(\w+) import", text, flags=re.M))
@@ -65,9 +76,22 @@ def test_repository_stays_small():
     files = tracked()
     assert sum(path.stat().st_size for path in files) < 60e6
     assert {path.relative_to(ROOT).parts[0] for path in files} <= {
-        "README.md", "CONTRIBUTING.md", "LICENSE", "CITATION.cff", "pyproject.toml", "environment.yml",
-        "Makefile", ".ci", ".gitignore", "notebooks", "trustml_helpers", "tests", "benchmarks", "data", "docs",
-    }  # fmt: skip
+        "README.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "CITATION.cff",
+        "pyproject.toml",
+        "environment.yml",
+        "Makefile",
+        ".ci",
+        ".gitignore",
+        "notebooks",
+        "trustml_helpers",
+        "tests",
+        "benchmarks",
+        "data",
+        "docs",
+    }
 
 
 def test_every_data_folder_explains_itself():

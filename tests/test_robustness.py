@@ -51,7 +51,9 @@ def test_what_is_fooled_or_wrong_is_not_attacked_again(six):
 
         return attack
 
-    robustness.robust_correct(IDENTITY, *six, [spy("a", {0, 1}), spy("b", {2, 3, 4}), spy("c", set())])
+    robustness.robust_correct(
+        IDENTITY, *six, [spy("a", {0, 1}), spy("b", {2, 3, 4}), spy("c", set())]
+    )
     assert seen == [("a", [0, 1, 2, 3, 4]), ("b", [2, 3, 4])]
 
 

@@ -31,7 +31,12 @@ quiet = partial(training.fit, progress=False)
 def test_it_learns_and_reports(blobs):
     model = linear()
     history = quiet(
-        model, blobs, epochs=4, validation=blobs, attacks={"shift": lambda m, x, y: -x}, batch_size=50
+        model,
+        blobs,
+        epochs=4,
+        validation=blobs,
+        attacks={"shift": lambda m, x, y: -x},
+        batch_size=50,
     )
     columns = ["epoch", "loss", "lr", "seconds", "error", "error shift"]
     assert history.columns.tolist() == columns
@@ -65,7 +70,7 @@ def test_every_example_is_used_once_per_epoch_in_new_order(blobs):
 
     quiet(torch.nn.Linear(1, 2), (x, torch.zeros(10).long()), spy, epochs=2, batch_size=4)
     assert [len(part) for part in seen] == [4, 4, 2] * 2
-    first, second = sum(seen[:3], []), sum(seen[3:], [])
+    first, second = seen[0] + seen[1] + seen[2], seen[3] + seen[4] + seen[5]
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
 
@@ -91,7 +96,12 @@ def test_the_test_set_is_never_read(monkeypatch):
     original = data.load_mnist
     monkeypatch.setattr(data, "load_mnist", lambda split: loaded.append(split) or original(split))
     (x, y), held = data.train_validation_split(*data.load_mnist("train"))
-    quiet(models.build("SmallCNN"), (x[:200], y[:200]), epochs=1, validation=(held[0][:50], held[1][:50]))
+    quiet(
+        models.build("SmallCNN"),
+        (x[:200], y[:200]),
+        epochs=1,
+        validation=(held[0][:50], held[1][:50]),
+    )
     assert loaded == ["train"]
     test = original("test")[0].flatten(1)
     rows = {bytes(row) for row in (torch.cat([x, held[0]]).flatten(1) * 255).byte().numpy()}
@@ -147,7 +157,9 @@ def test_adversarial_training_helps(blobs):
 
 def test_a_loss_that_is_not_finite_stops_training(blobs):
     with pytest.raises(FloatingPointError, match="epoch 1, step 1"):
-        quiet(linear(), blobs, lambda m, x, y: objectives.standard(m, x, y) * float("nan"), epochs=1)
+        quiet(
+            linear(), blobs, lambda m, x, y: objectives.standard(m, x, y) * float("nan"), epochs=1
+        )
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,9 @@ def test_attack_explorer_says_what_happens(explorer):
 
 def test_danskin_explorer():
     family = lambda theta, delta: theta * delta - delta**2 / 2  # noqa: E731
-    explorer = widgets.danskin_explorer(family, torch.linspace(-2, 2, 81), torch.linspace(-1, 1, 201))
+    explorer = widgets.danskin_explorer(
+        family, torch.linspace(-2, 2, 81), torch.linspace(-1, 1, 201)
+    )
     assert "slope of its loss there, +0.50" in explorer.set(theta=0.5).says
     assert "delta -1.00" in explorer.set(theta=-1.5).says
 

@@ -50,7 +50,8 @@ class Rate(StrEnum):
 Eps = Annotated[float, typer.Option(help="Radius of the ball, in pixel units of [0, 1].")]
 Steps = Annotated[int, typer.Option(help="Steps of PGD.")]
 StepSize = Annotated[
-    float | None, typer.Option(help="Length of a PGD step; 2.5 * eps / steps (l2: 10 *) if not given.")
+    float | None,
+    typer.Option(help="Length of a PGD step; 2.5 * eps / steps (l2: 10 *) if not given."),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random; same seed, same result.")]
 
@@ -78,7 +79,9 @@ def train(
     sigma: Annotated[float, typer.Option(help="Standard deviation of the noise (gaussian).")] = 0.5,
     epochs: Annotated[int, typer.Option()] = 5,
     batch_size: Annotated[int, typer.Option()] = 128,
-    lr: Annotated[float, typer.Option(help="Learning rate of Adam; its peak if triangular.")] = 1e-3,
+    lr: Annotated[
+        float, typer.Option(help="Learning rate of Adam; its peak if triangular.")
+    ] = 1e-3,
     rate: Annotated[Rate, typer.Option(help="How the learning rate changes.")] = Rate.constant,
     validation: Annotated[
         int, typer.Option(help="Training images held out for validation.")
@@ -117,13 +120,14 @@ def train(
         scheduler=training.triangular(lr) if rate is Rate.triangular else None,
     )  # fmt: skip
     typer.echo(history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-    about = {
+    about: dict[str, Any] = {
         "objective": _describe(objective, attack, norm, eps, steps, clean_share, sigma),
         "data": f"MNIST train: {len(train_part[0])} images; {len(held[0])} held out (seed {seed})",
         "seed": seed,
         "command": _command(context, leave_out=("overwrite", "out")),
         "training_seconds": round(float(history["seconds"].sum())),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}",
         "validation_accuracy": round(1 - float(history["error"].iloc[-1]), 4),
     }
     models.save(model, path, **about)  # before testing: a kill during the test loses nothing

@@ -24,7 +24,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SIGNED = "PuOr_r"  # diverging, safe for the colour-blind: purple below zero, orange above
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,
     "font.size": 12,
@@ -136,7 +136,7 @@ def pictures(
     titles: Sequence[Sequence[str]] | None = None,
     row_names: Sequence[str] | None = None,
     *,
-    signed: bool = False,
+    signed: Sequence[int] = (),
     width: float = 1.35,
 ) -> Figure:
     """A grid of images with a title over each.
@@ -144,7 +144,8 @@ def pictures(
     Args:
         images: rows of images ``(C, H, W)``.
         titles, row_names: text over each image and left of each row.
-        signed: draw each image on its own symmetric signed scale (for gradients).
+        signed: which rows hold signed values, such as gradients; each of their images is drawn on
+            its own symmetric scale.
         width: inches per image.
     """
     tall, wide = len(images), max(len(row) for row in images)
@@ -153,8 +154,8 @@ def pictures(
     fig, grid = plt.subplots(tall, wide, figsize=size, squeeze=False)
     for r, row in enumerate(images):
         for c, image in enumerate(row):
-            scale = float(image.abs().max()) or 1.0
-            _picture(grid[r, c], image, titles[r][c] if titles else "", signed=scale if signed else None)
+            scale = (float(image.abs().max()) or 1.0) if r in signed else None
+            _picture(grid[r, c], image, titles[r][c] if titles else "", signed=scale)
             grid[r, c].title.set_fontsize(11)
         if row_names:
             grid[r, 0].set_ylabel(row_names[r], rotation=0, ha="right", va="center")
@@ -182,11 +183,15 @@ def curves(
         note: a small line under the figure, such as :data:`UPPER_BOUND`.
         titles: one per panel.
         logx, logy: logarithmic axes.
-        legend: matplotlib's position of the legend in each panel.
+        legend: matplotlib's position of the legend in each panel, or ``"outside"``.
     """
     names = list(dict.fromkeys(name for _, _, lines in panels for name in lines))
     fig, grid = plt.subplots(
-        1, len(panels), figsize=(5.6 * len(panels) + 0.8, 4.0), squeeze=False, sharey=ylim is not None
+        1,
+        len(panels),
+        figsize=(5.6 * len(panels) + 0.8, 4.0),
+        squeeze=False,
+        sharey=ylim is not None,
     )
     for k, (axes, (xlabel, x, lines)) in enumerate(zip(grid[0], panels, strict=True)):
         for name, y in lines.items():
@@ -196,14 +201,19 @@ def curves(
                       marker=_MARKERS[look], markevery=every)  # fmt: skip
         axes.set(xlabel=xlabel, ylabel=ylabel if k == 0 or ylim is None else "")
         if ylim is not None:
-            axes.set_ylim(ylim[0] - 0.02 * (ylim[1] - ylim[0]), ylim[1] + 0.02 * (ylim[1] - ylim[0]))
+            axes.set_ylim(
+                ylim[0] - 0.02 * (ylim[1] - ylim[0]), ylim[1] + 0.02 * (ylim[1] - ylim[0])
+            )
         if logx:
             axes.set_xscale("log")
         if logy:
             axes.set_yscale("log")
         if titles:
             axes.set_title(titles[k])
-        axes.legend(loc=legend, fontsize=11)
+        if legend == "outside":
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=11)
+        else:
+            axes.legend(loc=legend, fontsize=11)
     if note:
         fig.supxlabel(note, fontsize=10, color="0.3", style="italic")
     return fig
@@ -224,7 +234,9 @@ def matrix(table: pd.DataFrame, *, xlabel: str = "", ylabel: str = "", note: str
     for (r, c), value in np.ndenumerate(values):
         axes.text(c, r, f"{100 * value:.1f}", ha="center", va="center",
                   color="black" if value > 0.55 else "white")  # fmt: skip
-    axes.set_xticks(range(values.shape[1]), [str(name).replace(" ", "\n", 1) for name in table.columns])
+    axes.set_xticks(
+        range(values.shape[1]), [str(name).replace(" ", "\n", 1) for name in table.columns]
+    )
     axes.set_yticks(range(values.shape[0]), [str(name) for name in table.index])
     axes.tick_params(length=0, top=True, bottom=False, labeltop=True, labelbottom=False)
     axes.grid(visible=False)
@@ -252,11 +264,18 @@ def norm_balls(gradient: tuple[float, float], steps: Mapping[str, tuple[float, f
     symbols = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$"}
     fig, grid = plt.subplots(1, len(steps), figsize=(3.6 * len(steps), 3.7), squeeze=False)
     for axes, (name, step) in zip(grid[0], steps.items(), strict=True):
-        axes.fill(*outlines[name], facecolor=PALETTE[4], alpha=0.3, edgecolor=PALETTE[0], linewidth=2)
-        for vector, colour, text in ((gradient, "black", "gradient"), (step, PALETTE[1], "best step")):
+        axes.fill(
+            *outlines[name], facecolor=PALETTE[4], alpha=0.3, edgecolor=PALETTE[0], linewidth=2
+        )
+        for vector, colour, text in (
+            (gradient, "black", "gradient"),
+            (step, PALETTE[1], "best step"),
+        ):
             axes.annotate("", vector, (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour,
                           "lw": 2.2, "linestyle": "--" if text == "gradient" else "-"})  # fmt: skip
-            axes.plot([], [], color=colour, linestyle="--" if text == "gradient" else "-", label=text)
+            axes.plot(
+                [], [], color=colour, linestyle="--" if text == "gradient" else "-", label=text
+            )
         axes.set(title=symbols[name], xlim=(-1.5, 1.7), ylim=(-1.5, 1.7), aspect="equal",
                  xlabel=r"pixel 1", ylabel=r"pixel 2")  # fmt: skip
     grid[0, 0].legend(loc="lower left", fontsize=10)
@@ -282,25 +301,33 @@ def loss_surface(
         labels: what the two directions are.
         marks: points to mark, by name.
     """
-    fig = plt.figure(figsize=(11, 4.4))
+    fig = plt.figure(figsize=(10, 4))
     flat, relief = fig.add_subplot(1, 2, 1), fig.add_subplot(1, 2, 2, projection="3d")
     horizontal, vertical = np.meshgrid(np.asarray(a), np.asarray(b), indexing="ij")
     height = loss.numpy()
     filled = flat.contourf(horizontal, vertical, height, levels=14, cmap="cividis")
     if bool(correct.any()) and not bool(correct.all()):
-        flat.contour(horizontal, vertical, correct.numpy().astype(float), levels=[0.5], colors="white",
-                     linewidths=2.5, linestyles="--")  # fmt: skip
+        border = correct.numpy().astype(float)
+        flat.contour(
+            horizontal,
+            vertical,
+            border,
+            levels=[0.5],
+            colors="white",
+            linewidths=2.5,
+            linestyles="--",
+        )
         flat.plot([], [], color="0.5", linestyle="--", label="label changes")
     for k, (name, point) in enumerate((marks or {}).items()):
-        flat.plot(*point, _MARKERS[k], color="white", markeredgecolor="black", markersize=11, label=name,
-                  linestyle="none")  # fmt: skip
+        look: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 11}
+        flat.plot(*point, _MARKERS[k], linestyle="none", label=name, **look)
     flat.set(xlabel=labels[0], ylabel=labels[1])
     flat.grid(visible=False)
     flat.legend(loc="upper left", fontsize=10, facecolor="0.8", framealpha=0.9, frameon=True)
     fig.colorbar(filled, ax=flat, label="cross-entropy")
-    relief.plot_surface(horizontal, vertical, height, cmap="cividis", linewidth=0)  # type: ignore[attr-defined]
+    relief.plot_surface(horizontal, vertical, height, cmap="cividis", linewidth=0)
     relief.set(xlabel="attack direction", ylabel="random direction", zlabel="cross-entropy")
-    relief.view_init(elev=28, azim=-125)  # type: ignore[attr-defined]
+    relief.view_init(elev=28, azim=-125)
     return fig
 
 
@@ -326,7 +353,9 @@ def danskin(
     fig, axes = plt.subplots(figsize=(7.6, 4.4))
     x = np.asarray(theta)
     for k, (name, y) in enumerate(members.items()):
-        axes.plot(x, y, color=PALETTE[k % 6], linestyle=_LINES[1 + k % 5], linewidth=1.6, label=name)
+        axes.plot(
+            x, y, color=PALETTE[k % 6], linestyle=_LINES[1 + k % 5], linewidth=1.6, label=name
+        )
     axes.plot(x, envelope, color="black", linewidth=3.2, label=r"$\max_\delta$ Loss")
     value, slope = tangent
     near = x[np.abs(x - at) < 0.3 * (x[-1] - x[0]) / 2]
@@ -334,6 +363,8 @@ def danskin(
     axes.plot([at], [value], "o", color=PALETTE[1], markersize=11, markeredgecolor="black",
               label=f"slope {slope:+.2f}, from {maximiser}")  # fmt: skip
     low, high = float(np.min(envelope)), float(np.max(envelope))
-    axes.set(xlabel=r"parameter $\theta$", ylabel="loss", ylim=(low - 0.6 * (high - low), high * 1.05))
+    axes.set(
+        xlabel=r"parameter $\theta$", ylabel="loss", ylim=(low - 0.6 * (high - low), high * 1.05)
+    )
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=11)
     return fig

@@ -208,7 +208,8 @@ def load(name: str | Path) -> nn.Module:
 
 
 def _rebuild(content: dict[str, Any]) -> str:
-    return f"Restore it with `git checkout`, or rebuild it with: {content.get('command', 'trustml train')}"
+    command = content.get("command", "trustml train")
+    return f"Restore it with `git checkout`, or rebuild it with: {command}"
 
 
 def save(model: nn.Module, path: str | Path, **about: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -164,8 +165,10 @@ def attack_matrix(
 
 def progress_bar(show: bool) -> Callable[..., Any]:
     """tqdm's bar, which vanishes when done; silent if not shown or if TQDM_DISABLE is set."""
-    # Passing disable=False would override the environment variable, so it is passed only if True.
-    return partial(tqdm, leave=False) if show else partial(tqdm, disable=True)
+    # tqdm reads the variable for its text bar, but not for the one it shows in a notebook.
+    if show and not os.environ.get("TQDM_DISABLE"):
+        return partial(tqdm, leave=False)
+    return partial(tqdm, disable=True)
 
 
 def _share(flags: Tensor) -> float:

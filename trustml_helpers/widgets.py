@@ -178,8 +178,8 @@ def danskin_explorer(
             (float(values[worst].detach()), float(slope)), name,
         )  # fmt: skip
         says = (
-            f"At theta {theta:+.2f} the worst perturbation is delta {deltas[worst]:+.2f}; the slope of "
-            f"its loss there, {float(slope):+.2f}, is the slope of the maximum."
+            f"At theta {theta:+.2f} the worst perturbation is delta {deltas[worst]:+.2f}; the "
+            f"slope of its loss there, {float(slope):+.2f}, is the slope of the maximum."
         )
         return figure, says
 
