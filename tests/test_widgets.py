@@ -59,6 +59,7 @@ def test_a_broken_callback_raises():
 
 
 def test_set_draws_once_and_rejects_what_it_cannot_show():
+    plt.close("all")
     drawn = []
 
     def draw(p, q):
