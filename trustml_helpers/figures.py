@@ -301,7 +301,7 @@ def loss_surface(
         labels: what the two directions are.
         marks: points to mark, by name.
     """
-    fig = plt.figure(figsize=(10, 4))
+    fig = plt.figure(figsize=(10.5, 4))
     flat, relief = fig.add_subplot(1, 2, 1), fig.add_subplot(1, 2, 2, projection="3d")
     horizontal, vertical = np.meshgrid(np.asarray(a), np.asarray(b), indexing="ij")
     height = loss.numpy()
@@ -324,7 +324,7 @@ def loss_surface(
     flat.set(xlabel=labels[0], ylabel=labels[1])
     flat.grid(visible=False)
     flat.legend(loc="upper left", fontsize=10, facecolor="0.8", framealpha=0.9, frameon=True)
-    fig.colorbar(filled, ax=flat, label="cross-entropy")
+    fig.colorbar(filled, ax=flat).ax.set_title("loss", fontsize=10)
     relief.plot_surface(horizontal, vertical, height, cmap="cividis", linewidth=0)
     relief.set(xlabel="attack direction", ylabel="random direction", zlabel="cross-entropy")
     relief.view_init(elev=28, azim=-125)
@@ -354,13 +354,13 @@ def danskin(
     x = np.asarray(theta)
     for k, (name, y) in enumerate(members.items()):
         axes.plot(
-            x, y, color=PALETTE[k % 6], linestyle=_LINES[1 + k % 5], linewidth=1.6, label=name
+            x, y, color=PALETTE[k % 5], linestyle=_LINES[1 + k % 5], linewidth=1.6, label=name
         )
     axes.plot(x, envelope, color="black", linewidth=3.2, label=r"$\max_\delta$ Loss")
     value, slope = tangent
     near = x[np.abs(x - at) < 0.3 * (x[-1] - x[0]) / 2]
-    axes.plot(near, value + slope * (near - at), color=PALETTE[1], linewidth=2.6)
-    axes.plot([at], [value], "o", color=PALETTE[1], markersize=11, markeredgecolor="black",
+    axes.plot(near, value + slope * (near - at), color=PALETTE[5], linewidth=4)
+    axes.plot([at], [value], "o", color=PALETTE[5], markersize=11, markeredgecolor="black",
               label=f"slope {slope:+.2f}, from {maximiser}")  # fmt: skip
     low, high = float(np.min(envelope)), float(np.max(envelope))
     axes.set(
