@@ -18,11 +18,15 @@ __version__ = "0.1.0"
 
 _MODULES = (
     "attacks",
+    "bounds",
+    "certification",
     "data",
     "figures",
     "models",
     "objectives",
     "robustness",
+    "smoothing",
+    "theory",
     "training",
     "widgets",
 )

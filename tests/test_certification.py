@@ -1,0 +1,154 @@
+"""Logs: written row by row, resumed exactly, read back, summarised by hand-computed values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from trustml_helpers import certification, models
+from trustml_helpers.certification import LogError
+from trustml_helpers.smoothing import SmoothedClassifier
+
+SETTINGS = {"n0": 20, "n": 60, "alpha": 0.01, "progress": False}
+
+
+def halfspace(x):
+    z = x.flatten(1)[:, 0] - 0.5
+    return torch.stack([z, -z], 1)
+
+
+@pytest.fixture
+def case():
+    g = torch.Generator().manual_seed(0)
+    images = torch.rand(8, 1, 2, 2, generator=g)
+    return SmoothedClassifier(halfspace, 0.25, 2), images, (images[:, 0, 0, 0] < 0.5).long()
+
+
+def rows(path):
+    """Everything but the column ``time``."""
+    return ["\t".join(p for k, p in enumerate(line.split("\t")) if k != 5)
+            for line in path.read_text().splitlines()]  # fmt: skip
+
+
+def test_log_has_the_published_columns_then_counts(case, tmp_path):
+    path = tmp_path / "log.tsv"
+    table = certification.certify_dataset(*case, path, **SETTINGS)
+    head = path.read_text().splitlines()[0].split("\t")
+    assert head == ["idx", "label", "predict", "radius", "correct", "time", "count_0", "count_1"]
+    assert table["idx"].tolist() == list(range(8))
+    assert (table[["count_0", "count_1"]].sum(axis=1) == 60).all()
+    assert ((table["predict"] == table["label"]).astype(int) == table["correct"]).all()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5])
+def test_a_killed_run_resumes_to_the_same_log(case, tmp_path, cut):
+    whole, broken = tmp_path / "whole.tsv", tmp_path / "broken.tsv"
+    certification.certify_dataset(*case, whole, **SETTINGS)
+    certification.certify_dataset(*case, broken, indices=range(cut + 1), **SETTINGS)
+    text = broken.read_text()
+    broken.write_text(text[:-7])  # killed in the middle of a row
+    certification.certify_dataset(*case, broken, **SETTINGS)
+    assert rows(broken) == rows(whole)
+
+
+def test_noise_depends_on_seed_and_index_alone(case, tmp_path):
+    certification.certify_dataset(*case, tmp_path / "a.tsv", **SETTINGS)
+    certification.certify_dataset(*case, tmp_path / "b.tsv", indices=[5, 2], **SETTINGS)
+    certification.certify_dataset(*case, tmp_path / "c.tsv", seed=1, **SETTINGS)
+    a, b, c = (rows(tmp_path / f"{name}.tsv") for name in "abc")
+    assert b[1:] == [a[6], a[3]]
+    assert a != c
+
+
+@pytest.mark.parametrize(
+    ("change", "name"), [({"n": 61}, "n="), ({"alpha": 0.02}, "alpha"), ({"seed": 3}, "seed"),
+                         ({"bound": "two_class"}, "bound"), ({"batch_size": 7}, "batch_size")]
+)  # fmt: skip
+def test_other_settings_are_refused_by_name(case, tmp_path, change, name):
+    path = tmp_path / "log.tsv"
+    certification.certify_dataset(*case, path, indices=[0], **SETTINGS)
+    before = path.read_text()
+    with pytest.raises(LogError, match=name):
+        certification.certify_dataset(*case, path, **(SETTINGS | change))
+    assert path.read_text() == before
+
+
+def test_another_model_is_refused(tmp_path):
+    images, labels = torch.rand(2, 1, 28, 28), torch.zeros(2, dtype=torch.long)
+    path = tmp_path / "log.tsv"
+    for seed, error in ((0, None), (0, None), (1, "model_sha256")):
+        g = SmoothedClassifier(models.build("SmallCNN", seed=seed), 0.25, 10)
+        if error is None:
+            certification.certify_dataset(g, images, labels, path, **SETTINGS)
+        else:
+            with pytest.raises(LogError, match=error):
+                certification.certify_dataset(g, images, labels, path, **SETTINGS)
+
+
+def test_existing_log_without_resume_or_settings(case, tmp_path):
+    path = tmp_path / "log.tsv"
+    certification.certify_dataset(*case, path, indices=[0], **SETTINGS)
+    with pytest.raises(LogError, match="resume=True"):
+        certification.certify_dataset(*case, path, resume=False, **SETTINGS)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(LogError, match="settings"):
+        certification.certify_dataset(*case, path, **SETTINGS)
+
+
+def test_bad_arguments_come_before_any_file(case, tmp_path):
+    smoothed, images, labels = case
+    path = tmp_path / "log.tsv"
+    for change, message in (({"indices": [0, 0]}, "at most once"), ({"indices": [99]}, "0 to 7"),
+                            ({"n": 2}, "n=2"), ({"alpha": 0}, "alpha=0")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            certification.certify_dataset(*case, path, **(SETTINGS | change))
+    with pytest.raises(ValueError, match="8 and 7"):
+        certification.certify_dataset(smoothed, images, labels[:7], path, **SETTINGS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_radii_are_rounded_down():
+    assert certification._floor(0.1234569999) == 0.123456
+    assert certification._floor(0.0) == 0
+    for value in np.random.default_rng(0).random(1000):
+        floored = float(f"{certification._floor(value):.6f}")
+        assert floored <= value < floored + 1.1e-6
+
+
+HAND = pd.DataFrame(
+    {"idx": range(5), "correct": [1, 1, 0, 1, 0], "radius": [0.5, 0.25, 2.0, 0.1, 0.0]}
+)
+
+
+def test_certified_accuracy_and_acr_by_hand():
+    found = certification.certified_accuracy(HAND, [0, 0.1, 0.25, 0.3, 0.5, 0.6])
+    assert found.tolist() == pytest.approx([0.6, 0.6, 0.4, 0.2, 0.2, 0.0])
+    acr, error = certification.average_certified_radius(HAND)
+    values = np.array([0.5, 0.25, 0, 0.1, 0])
+    assert acr == pytest.approx(0.17)
+    assert error == pytest.approx(np.sqrt(((values - 0.17) ** 2).sum() / 4 / 5))
+    with pytest.raises(ValueError, match="at least 2"):
+        certification.average_certified_radius(HAND[:1])
+
+
+def test_read_log_of_both_time_formats(tmp_path):
+    head = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
+    for text in ("0:00:17.500000", "17.5"):
+        path = tmp_path / "log.tsv"
+        path.write_text(head + f"20\t7\t7\t0.715\t1\t{text}\n40\t4\t-1\t0.0\t0\t{text}\n")
+        table = certification.read_log(path)
+        assert table["time"].tolist() == [17.5, 17.5]
+        assert table["radius"].tolist() == [0.715, 0.0]
+    path.write_text(head)
+    assert len(certification.read_log(path)) == 0
+
+
+def test_read_log_explains_what_is_wrong(tmp_path):
+    with pytest.raises(LogError, match="missing"):
+        certification.read_log(tmp_path / "none.tsv")
+    for text in ("", "a\tb\n1\t2\n"):
+        (tmp_path / "x.tsv").write_text(text)
+        with pytest.raises(LogError):
+            certification.read_log(tmp_path / "x.tsv")

@@ -1,0 +1,276 @@
+"""SAMPLEUNDERNOISE, PREDICT and CERTIFY where the true probabilities are known.
+
+Each statistical test states the probability that it fails although the code is right.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.stats
+import torch
+from helpers import Awkward, assert_same, snapshot
+
+from trustml_helpers import attacks, bounds, models, smoothing
+from trustml_helpers.smoothing import ABSTAIN, SmoothedClassifier
+
+Phi = scipy.stats.norm.cdf
+
+
+def halfspace(x):
+    """Class 0 where the first coordinate is positive."""
+    return torch.stack([x[:, 0], -x[:, 0]], 1)
+
+
+def three_classes(x):
+    """Class 0 left of 0, class 1 between 0 and 1, class 2 right of 1."""
+    z = x[:, 0]
+    return torch.stack([-z, torch.minimum(z, 1 - z), z - 1], 1)
+
+
+def three_class_probabilities(x, sigma):
+    cuts = Phi((np.array([0.0, 1.0]) - x) / sigma)
+    return np.array([cuts[0], cuts[1] - cuts[0], 1 - cuts[1]])
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_counts_add_up_and_have_the_right_law():
+    """Class counts of 2,000 images against the exact binomial: chi-square, fails with 1e-6."""
+    g = SmoothedClassifier(halfspace, 0.5, 2)
+    x = torch.full((2000, 3), 0.3)
+    counts = g.sample_under_noise(x, 40, seeded())
+    assert counts.dtype == torch.int64
+    assert (counts.sum(1) == 40).all()
+    cells = np.bincount(counts[:, 0].numpy(), minlength=41)
+    expected = 2000 * scipy.stats.binom.pmf(np.arange(41), 40, Phi(0.6))
+    wide = expected >= 5
+    observed = np.append(cells[wide], cells[~wide].sum())
+    wanted = np.append(expected[wide], expected[~wide].sum())
+    assert scipy.stats.chisquare(observed, wanted).pvalue > 1e-6
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(1, 256), (7, 3), (7, 20), (300, 128), (256, 256)])
+def test_every_copy_is_evaluated_once(n, batch_size):
+    """Also where the batch does not divide the work; every noise vector is fresh."""
+    seen = []
+
+    def spy(x):
+        seen.append(x.clone())
+        return halfspace(x)
+
+    x = torch.arange(5.0)[:, None].repeat(1, 2)
+    counts = SmoothedClassifier(spy, 1e-3, 2).sample_under_noise(x, n, seeded(), batch_size)
+    inputs = torch.cat(seen)
+    assert max(map(len, seen)) <= batch_size
+    assert (counts.sum(1) == n).all()
+    assert inputs[:, 0].round().long().bincount().tolist() == [n] * 5
+    assert len(torch.unique(inputs)) == 10 * n or n > 100  # float32 noise may repeat in many draws
+
+
+def test_noise_has_standard_deviation_sigma_and_is_not_clipped():
+    """40,000 draws of sigma 0.5: the s.d. leaves +-0.01 with probability 2e-8."""
+    seen = []
+
+    def spy(x):
+        seen.append(x.clone())
+        return halfspace(x)
+
+    x = torch.full((1, 400), 0.95)
+    SmoothedClassifier(spy, 0.5, 2).sample_under_noise(x, 100, seeded())
+    noise = torch.cat(seen) - 0.95
+    assert abs(noise.std() - 0.5) < 0.01
+    assert torch.cat(seen).max() > 1
+
+
+def test_model_and_rng_are_left_as_found(awkward: Awkward):
+    x = torch.rand(3, 1, 8, 8, generator=seeded())
+    before = snapshot(awkward)
+    counts = SmoothedClassifier(awkward, 0.1, 3).sample_under_noise(x, 10, seeded())
+    assert_same(before, snapshot(awkward))
+    assert not counts.is_inference()
+
+
+def test_same_seed_same_counts():
+    g = SmoothedClassifier(halfspace, 1.0, 2)
+    x = torch.zeros(20, 2)
+    assert torch.equal(
+        g.sample_under_noise(x, 50, seeded(1)), g.sample_under_noise(x, 50, seeded(1))
+    )
+    assert not torch.equal(
+        g.sample_under_noise(x, 50, seeded(1)), g.sample_under_noise(x, 50, seeded(2))
+    )
+
+
+def test_nan_votes_for_no_class():
+    def broken(x):
+        return torch.where(x[:, :1] > 0, torch.full((len(x), 2), float("nan")), halfspace(x))
+
+    g = SmoothedClassifier(broken, 1.0, 2)
+    with pytest.warns(RuntimeWarning, match="NaN for"):
+        counts = g.sample_under_noise(torch.zeros(4, 2), 100, seeded())
+    assert (counts[:, 0] == 0).all()
+    with pytest.warns(RuntimeWarning):
+        certificates = g.certify(torch.zeros(4, 2), 20, 100, 0.001, generator=seeded())
+    assert (certificates.prediction == ABSTAIN).all()
+
+
+def test_decide_is_the_published_test():
+    counts = torch.tensor([[60, 40, 0], [40, 60, 300], [5, 5, 0], [0, 0, 0], [20, 0, 0]])
+    for alpha in (0.001, 0.05, 0.2):
+        expected = []
+        for row in counts.tolist():
+            order = np.argsort(row)[::-1]
+            a, b = row[order[0]], row[order[1]]
+            p = scipy.stats.binomtest(a, a + b, 0.5).pvalue if a + b else 1.0
+            expected.append(int(order[0]) if p <= alpha else ABSTAIN)
+        assert smoothing.decide(counts, alpha).tolist() == expected
+
+
+def test_predict_error_is_at_most_alpha():
+    """A wrong class at p just below 1/2 (the worst case), 40,000 images, alpha 0.05.
+
+    The exact error is about 0.02; the test fails by chance with probability below 1e-6, and
+    would notice an error of 0.06 with probability above 0.99.
+    """
+    alpha, images = 0.05, 40_000
+    g = SmoothedClassifier(halfspace, 1.0, 2)
+    x = torch.full((images, 1), -1e-3)  # g(x) is class 1, barely
+    predicted = g.predict(x, 60, alpha, generator=seeded())
+    wrong = int((predicted == 0).sum())
+    assert wrong <= scipy.stats.binom.isf(1e-6, images, alpha)
+    assert wrong > 0.2 * alpha * images  # and the test is not vacuous
+    assert (predicted == ABSTAIN).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("bound", ["one_class", "two_class"])
+def test_certify_error_on_a_halfspace(bound):
+    """The certified radius exceeds the true one in at most a share alpha of 40,000 images.
+
+    False alarm below 1e-6; an error of 1.2 alpha would be noticed with probability above 0.99.
+    """
+    alpha, images, distance = 0.05, 40_000, 0.8
+    g = SmoothedClassifier(halfspace, 1.0, 2)
+    found = g.certify(torch.full((images, 1), distance), 20, 100, alpha, bound, generator=seeded(3))
+    false = int(((found.prediction == 0) & (found.radius > distance)).sum())
+    false += int((found.prediction == 1).sum())
+    assert false <= scipy.stats.binom.isf(1e-6, images, alpha)
+    assert false > 0.2 * alpha * images
+
+
+def true_radius(x, sigma, label):
+    """Distance at which g leaves ``label``, in one dimension, from exact probabilities."""
+    gap = lambda t: (  # noqa: E731
+        three_class_probabilities(t, sigma)[label]
+        - np.delete(three_class_probabilities(t, sigma), label).max()
+    )
+    ends = [scipy.optimize.brentq(gap, x, x + s * 3) for s in (-1, 1) if gap(x + s * 3) < 0]
+    return min(abs(end - x) for end in ends)
+
+
+@pytest.mark.parametrize("bound", ["one_class", "two_class"])
+def test_certify_error_on_three_classes(bound):
+    """As above with three classes and p_A below one half: the radius is exceeded with at most
+    alpha (false alarm below 1e-6), and only the two-class bound certifies anything much."""
+    alpha, images, x, sigma = 0.05, 20_000, 0.5, 0.8
+    p = three_class_probabilities(x, sigma)
+    assert p.argmax() == 1
+    assert p[1] < 0.5
+    g = SmoothedClassifier(three_classes, sigma, 3)
+    found = g.certify(torch.full((images, 1), x), 100, 400, alpha, bound, generator=seeded(5))
+    limit = true_radius(x, sigma, 1)
+    false = int((((found.prediction == 1) & (found.radius > limit)) | (found.prediction == 0)
+                 | (found.prediction == 2)).sum())  # fmt: skip
+    assert false <= scipy.stats.binom.isf(1e-6, images, alpha)
+    certified = (found.prediction == 1).float().mean()
+    assert (certified > 0.3) if bound == "two_class" else (certified < alpha)
+
+
+def test_certify_agrees_with_its_own_counts():
+    g = SmoothedClassifier(three_classes, 0.5, 3)
+    x = torch.tensor([[-1.0], [0.5], [1.2], [0.0]])
+    found = g.certify(x, 50, 500, 0.001, generator=seeded())
+    for prediction, radius, counts, p_a in zip(*found, strict=True):
+        k = counts.max()
+        expected = bounds.certified_radius(bounds.lower_conf_bound(int(k), 500, 0.001), 0.5)
+        if prediction == ABSTAIN:
+            assert radius == 0
+        else:
+            assert radius == pytest.approx(float(expected))
+            assert counts[prediction] == k
+            assert p_a < k / 500
+
+
+def test_selection_samples_are_not_the_estimation_samples():
+    seen = []
+
+    def spy(x):
+        seen.append(x.clone())
+        return halfspace(x)
+
+    SmoothedClassifier(spy, 1.0, 2).certify(torch.zeros(1, 1), 30, 40, 0.01, generator=seeded())
+    inputs = torch.cat(seen)
+    assert len(inputs) == 70
+    assert len(set(inputs[:30, 0].tolist()) & set(inputs[30:, 0].tolist())) == 0
+
+
+def test_two_class_is_never_below_the_one_class_radius_at_its_share():
+    counts = torch.tensor([[90, 10, 0], [50, 30, 20], [40, 31, 29], [100, 0, 0]])
+    top = torch.zeros(4, dtype=torch.int64)
+    two, _ = smoothing.radii(counts, top, 100, 0.01, 1.0, "two_class")
+    one, _ = smoothing.radii(counts, top, 100, 0.009, 1.0, "one_class")
+    assert (two >= one - 1e-12).all()
+
+
+def test_empty_batch():
+    g = SmoothedClassifier(halfspace, 1.0, 2)
+    assert g.predict(torch.zeros(0, 2), 10, 0.1).shape == (0,)
+    assert g.certify(torch.zeros(0, 2), 10, 20, 0.1).radius.shape == (0,)
+
+
+def test_works_with_the_course_networks():
+    g = SmoothedClassifier(models.build("LeNet"), 0.25, 10)
+    x = torch.rand(2, 1, 28, 28, generator=seeded())
+    assert (g.sample_under_noise(x, 5, seeded()).sum(1) == 5).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda g: SmoothedClassifier(halfspace, 0.0, 2), "sigma=0"),
+        (lambda g: SmoothedClassifier(halfspace, 1.0, 1), "num_classes=1"),
+        (lambda g: g.sample_under_noise(torch.zeros(1, 2), 0), "n=0"),
+        (lambda g: g.sample_under_noise(torch.zeros(1, 2), 1, None, 0), "batch_size=0"),
+        (lambda g: g.sample_under_noise(torch.zeros(1, 2).long(), 1), "floating-point"),
+        (lambda g: g.predict(torch.zeros(1, 2), 10, 1.0), "alpha=1"),
+        (lambda g: g.certify(torch.zeros(1, 2), 0, 10, 0.1), "n0=0"),
+        (lambda g: g.certify(torch.zeros(1, 2), 10, 9, 0.001), "at least n=10"),
+        (lambda g: g.certify(torch.zeros(1, 2), 10, 100, 0.001, "three"), "bound='three'"),
+        (
+            lambda g: SmoothedClassifier(halfspace, 1.0, 3).predict(torch.zeros(1, 2), 5, 0.1),
+            "logits",
+        ),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        call(SmoothedClassifier(halfspace, 1.0, 2))
+
+
+def test_the_smallest_useful_n_is_useful():
+    for alpha in (0.001, 0.01, 0.05, 0.5):
+        n = int(np.floor(np.log2(1 / alpha))) + 1
+        assert bounds.lower_conf_bound(n, n, alpha) > 0.5
+        assert bounds.lower_conf_bound(n - 1, n - 1, alpha) <= 0.5 if n > 1 else True
+
+
+def test_pgd_smoothed_attacks_g_along_the_known_direction():
+    """On a half-space the best l2 attack on g goes straight to the border."""
+    x, y = torch.full((3, 4), 0.5), torch.zeros(3, dtype=torch.long)
+    x_adv = attacks.pgd_smoothed(halfspace, x, y, 0.2, 0.3, bounds=None, steps=10, samples=16,
+                                 generator=seeded())  # fmt: skip
+    expected = x - 0.2 * torch.tensor([1.0, 0, 0, 0])
+    assert torch.allclose(x_adv, expected, atol=1e-3)

@@ -1,0 +1,120 @@
+"""The exact cases behind the theorem, against closed forms and independent computations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trustml_helpers import bounds, theory
+
+
+def test_halfspace_values():
+    p = theory.halfspace_probability(0.8, np.array([-0.5, 0.0, 0.5]), 0.5)
+    z = scipy.stats.norm.ppf(0.8)
+    assert np.allclose(p, scipy.stats.norm.cdf([z + 1, z, z - 1]))
+    with pytest.raises(ValueError, match="p_a"):
+        theory.halfspace_probability(1.2, 0, 1)
+    with pytest.raises(ValueError, match="sigma"):
+        theory.halfspace_probability(0.5, 0, 0)
+
+
+@given(st.floats(0.5001, 0.9999), st.floats(0.01, 5))
+def test_the_radius_is_where_the_halfspace_crosses_one_half(p_a, sigma):
+    radius = bounds.certified_radius(p_a, sigma)
+    assert theory.halfspace_probability(p_a, radius, sigma) == pytest.approx(0.5, abs=1e-9)
+
+
+def test_cell_masses_are_exact_in_both_tails():
+    edges = np.array([-9.0, -1.0, 0.5, 9.0])
+    found = theory.cell_masses(edges, 0.5, 0.5)
+    cdf = scipy.stats.norm(0.5, 0.5)
+    assert found.sum() == pytest.approx(1, abs=1e-15)
+    assert found[0] == pytest.approx(cdf.cdf(-9.0), rel=1e-9)
+    assert found[-1] == pytest.approx(cdf.sf(9.0), rel=1e-9)
+    assert found[2] == pytest.approx(cdf.cdf(0.5) - cdf.cdf(-1.0))
+    with pytest.raises(ValueError, match="increasing"):
+        theory.cell_masses([1.0, 0.0], 0, 1)
+    with pytest.raises(ValueError, match="sigma"):
+        theory.cell_masses([0.0], 0, 0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**31), st.integers(2, 12), st.floats(0, 1))
+def test_linear_program_is_neyman_pearson(seed, cells, p_a):
+    rng = np.random.default_rng(seed)
+    p, q = rng.dirichlet(np.ones(cells)), rng.dirichlet(np.ones(cells))
+    f, worst = theory.worst_case_classifier(p, q, p_a)
+    g, expected = theory.neyman_pearson(p, q, p_a)
+    # The solver may miss a constraint by its tolerance; p_a below that is met by f = 0.
+    assert worst == pytest.approx(expected, abs=1e-6)
+    for solution in (f, g):
+        assert solution @ p >= p_a - 1e-6
+        assert (solution >= 0).all()
+        assert (solution <= 1).all()
+
+
+def test_the_worst_classifier_is_a_halfspace_and_tight():
+    """In one dimension with an edge at the border, the optimum is Phi(Phi^-1(p_a) - d / sigma)."""
+    p_a, delta = 0.8, 0.7
+    border = scipy.stats.norm.ppf(p_a)
+    edges = np.sort(np.append(np.linspace(-5, 5, 201), border))
+    f, worst = theory.worst_case_classifier(
+        theory.cell_masses(edges, 0, 1), theory.cell_masses(edges, delta, 1), p_a
+    )
+    assert worst == pytest.approx(float(theory.halfspace_probability(p_a, delta, 1)), abs=1e-9)
+    left = np.concatenate([[-np.inf], edges]) < border - 1e-9
+    assert np.allclose(f, left, atol=1e-6)
+
+
+def test_worst_case_on_a_plane_depends_on_the_direction_of_delta_alone():
+    edges = np.linspace(-4, 4, 33)
+    delta = np.array([0.6, 0.3])
+    at = lambda mean: np.outer(  # noqa: E731
+        theory.cell_masses(edges, mean[0], 1), theory.cell_masses(edges, mean[1], 1)
+    )
+    f, worst = theory.worst_case_classifier(at([0, 0]), at(delta), 0.75)
+    limit = float(theory.halfspace_probability(0.75, np.hypot(*delta), 1))
+    assert limit <= worst <= limit + 0.01  # a grid of cells is less free than the plane
+    assert f.shape == (34, 34)
+    assert f[0, 0] == pytest.approx(1)
+    assert f[-1, -1] == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "p_a", "message"),
+    [([0.5, 0.5], [1.0], 0.5, "shape"), ([0.5, 0.6], [0.5, 0.5], 0.5, "grid_mass_at_x:"),
+     ([0.5, 0.5], [-0.5, 1.5], 0.5, "grid_mass_at_x_delta"), ([0.5, 0.5], [0.5, 0.5], 1.5, "p_a")],
+)  # fmt: skip
+def test_bad_grids(p, q, p_a, message):
+    with pytest.raises(ValueError, match=message):
+        theory.worst_case_classifier(p, q, p_a)
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.4, 1.5])
+def test_ball_probability_against_quadrature(distance):
+    """In the plane: integrate the density over the disc on a fine polar grid."""
+    radius, sigma = 1.2, 0.5
+    r = (np.arange(2000) + 0.5) * radius / 2000
+    angle = np.linspace(0, 2 * np.pi, 400, endpoint=False)
+    x = r[:, None] * np.cos(angle) - distance
+    y = r[:, None] * np.sin(angle)
+    density = np.exp(-(x**2 + y**2) / (2 * sigma**2)) / (2 * np.pi * sigma**2)
+    expected = (density * r[:, None]).sum() * (radius / 2000) * (2 * np.pi / 400)
+    assert theory.ball_probability(distance, radius, sigma, 2) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 10, 50])
+def test_the_certificate_is_below_the_true_radius_of_a_ball(dimension):
+    sigma, radius = 0.25, 0.25 * np.sqrt(dimension) + 0.5
+    true = theory.ball_true_radius(radius, sigma, dimension)
+    p = theory.ball_probability(0.0, radius, sigma, dimension)
+    certified = float(bounds.certified_radius(p, sigma))
+    assert 0 < certified <= true
+    assert theory.ball_probability(true, radius, sigma, dimension) == pytest.approx(0.5, abs=1e-9)
+
+
+def test_a_small_ball_in_high_dimension_is_never_seen():
+    assert theory.ball_true_radius(1.0, 1.0, 100) == 0.0

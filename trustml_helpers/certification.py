@@ -1,0 +1,217 @@
+"""A whole data set: certify it image by image, keep a log that survives a kill, read it back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from trustml_helpers.robustness import progress_bar
+from trustml_helpers.smoothing import SmoothedClassifier
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
+
+
+class LogError(RuntimeError):
+    """A certification log cannot be used; the message says why and what to do."""
+
+
+def certify_dataset(
+    smoothed: SmoothedClassifier,
+    images: Tensor,
+    labels: Tensor,
+    path: str | Path,
+    *,
+    n0: int,
+    n: int,
+    alpha: float,
+    bound: str = "one_class",
+    indices: Sequence[int] | None = None,
+    seed: int = 0,
+    resume: bool = True,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """CERTIFY many images and write one row each, flushed at once.
+
+    The noise of an image depends on ``seed`` and its index alone, so a run that was killed and
+    resumed ends with the rows of an undisturbed one (the column ``time`` aside).
+
+    Args:
+        smoothed: the smoothed classifier.
+        images, labels: float ``(n, C, H, W)`` and int64 ``(n,)``.
+        path: the log, a TSV; the settings are written beside it as JSON.
+        n0, n, alpha, bound: as for ``SmoothedClassifier.certify``; alpha is per image.
+        indices: which images; all of them if not given.
+        seed: of the noise.
+        resume: go on with an existing log of the same settings; otherwise an existing log is an
+            error.
+        batch_size: noisy images per forward pass; part of the settings, since logits may depend
+            on it in the last digit.
+        progress: show a progress bar.
+
+    Returns:
+        The whole log, as :func:`read_log` returns it.
+
+    Raises:
+        ValueError: for arguments out of range, before any work.
+        LogError: if the log belongs to other settings or another model; names the difference.
+    """
+    chosen = list(range(len(images))) if indices is None else [int(i) for i in indices]
+    _check_indices(chosen, images, labels)
+    path = Path(path)
+    settings = {
+        "sigma": smoothed.sigma, "n0": n0, "n": n, "alpha": alpha, "bound": bound, "seed": seed,
+        "num_classes": smoothed.num_classes, "batch_size": batch_size,
+        "model_sha256": fingerprint(smoothed.base_classifier),
+    }  # fmt: skip
+    # A call without images checks n0, n, alpha and bound before any file is touched.
+    smoothed.certify(images[:0], n0, n, alpha, bound)
+    done = _open_log(path, settings, smoothed.num_classes, resume=resume)
+    left = [i for i in chosen if i not in done]
+    with path.open("a", encoding="utf-8") as log:
+        for index in progress_bar(progress)(left, desc="certify"):
+            started = time.perf_counter()
+            generator = torch.Generator(images.device).manual_seed(_noise_seed(seed, index))
+            found = smoothed.certify(
+                images[index : index + 1], n0, n, alpha, bound,
+                generator=generator, batch_size=batch_size,
+            )  # fmt: skip
+            predicted, label = int(found.prediction), int(labels[index])
+            row = [index, label, predicted, f"{_floor(float(found.radius)):.6f}",
+                   int(predicted == label), f"{time.perf_counter() - started:.4f}",
+                   *found.counts[0].tolist()]  # fmt: skip
+            log.write("\t".join(map(str, row)) + "\n")
+            log.flush()
+    return read_log(path)
+
+
+def fingerprint(model: Any) -> str:
+    """sha256 over a network's weights and buffers; the type's name for any other callable."""
+    if not isinstance(model, nn.Module):
+        return f"callable:{getattr(model, '__qualname__', type(model).__qualname__)}"
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _noise_seed(seed: int, index: int) -> int:
+    """One independent stream per (seed, image index)."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _floor(radius: float) -> float:
+    """A radius rounded down to 6 decimals: the log must never claim more than was certified."""
+    down = math.floor(radius * 1e6) / 1e6
+    return down if down <= radius else down - 1e-6
+
+
+def _check_indices(chosen: list[int], images: Tensor, labels: Tensor) -> None:
+    if len(images) != len(labels):
+        raise ValueError(f"images and labels differ in length: {len(images)} and {len(labels)}")
+    if len(set(chosen)) != len(chosen):
+        raise ValueError("indices: expected each image at most once")
+    wrong = [i for i in chosen if not 0 <= i < len(images)]
+    if wrong:
+        raise ValueError(f"indices={wrong[:3]}: expected 0 to {len(images) - 1}")
+
+
+def _open_log(path: Path, settings: dict[str, Any], classes: int, *, resume: bool) -> set[int]:
+    """Create the log, or cut a half-written last row off an existing one; returns finished rows."""
+    sidecar = path.with_suffix(".json")
+    header = "\t".join([*COLUMNS, *(f"count_{k}" for k in range(classes))]) + "\n"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        from trustml_helpers import __version__
+
+        about = settings | {"torch": torch.__version__, "trustml_helpers": __version__}
+        _replace(sidecar, json.dumps(about, indent=2) + "\n")
+        _replace(path, header)
+        return set()
+    if not resume:
+        raise LogError(f"{path} exists: pass resume=True to go on with it, or another path")
+    if not sidecar.exists():
+        raise LogError(f"{sidecar} is missing, so the settings of {path} are not known; rename it")
+    recorded = json.loads(sidecar.read_text(encoding="utf-8"))
+    for key, value in settings.items():
+        if recorded.get(key) != value:
+            raise LogError(
+                f"{path} was made with {key}={recorded.get(key)!r}, not {value!r}: use the same "
+                "settings, or another path"
+            )
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if not whole.startswith(header):
+        raise LogError(f"{path} does not begin with the expected header; rename it")
+    if whole != text:
+        _replace(path, whole)
+    return {int(line.split("\t", 1)[0]) for line in whole.splitlines()[1:]}
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_log(path: str | Path) -> pd.DataFrame:
+    """A certification log as a table: this project's, or one of Cohen et al.'s format.
+
+    Returns:
+        Columns ``idx label predict radius correct time`` (time in seconds, whatever its format),
+        then the counts if the log has them.
+
+    Raises:
+        LogError: if the file is missing or is not such a log.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    if not path.is_file():
+        raise LogError(f"{path} is missing")
+    try:
+        table = pd.read_csv(path, sep="\t")
+    except (ValueError, pd.errors.ParserError) as error:
+        raise LogError(f"{path} is not a certification log ({error})") from error
+    if tuple(table.columns[:6]) != COLUMNS:
+        raise LogError(f"{path}: expected the columns {' '.join(COLUMNS)} first")
+    if table["time"].dtype == object or str(table["time"].dtype).startswith("str"):
+        # Cohen et al. write 0:00:17.123456, and some logs plain seconds.
+        table["time"] = pd.to_timedelta(table["time"]).dt.total_seconds()
+    return table
+
+
+def certified_accuracy(log: pd.DataFrame, radii: ArrayLike) -> NDArray[np.float64]:
+    """Share of all rows that are correct with a radius of at least r, for each r.
+
+    Source: Cohen et al. (2019), section 4: the certified test accuracy at radius r.
+    """
+    correct, radius = log["correct"].to_numpy() == 1, log["radius"].to_numpy()
+    wanted = np.atleast_1d(np.asarray(radii, dtype=float))
+    return (correct[:, None] & (radius[:, None] >= wanted)).mean(axis=0)
+
+
+def average_certified_radius(log: pd.DataFrame) -> tuple[float, float]:
+    """ACR and its standard error over images: the mean of the radius, 0 where not correct.
+
+    Source: Zhai et al. (2020), section 5.
+    """
+    radius = np.where(log["correct"] == 1, log["radius"], 0.0)
+    if len(radius) < 2:
+        raise ValueError(f"log has {len(radius)} rows: expected at least 2")
+    return float(radius.mean()), float(radius.std(ddof=1) / math.sqrt(len(radius)))

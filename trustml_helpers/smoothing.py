@@ -1,0 +1,265 @@
+"""Randomized smoothing: g(x), the most likely class of f(x + noise), and its certificates."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from trustml_helpers import bounds
+from trustml_helpers.models import unchanged
+
+ABSTAIN = -1
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+class Certificates(NamedTuple):
+    """What CERTIFY found, per image."""
+
+    prediction: Tensor  # int64 (b,), ABSTAIN where nothing is certified
+    radius: Tensor  # float64 (b,), l2 in pixel units, 0 where abstained
+    counts: Tensor  # int64 (b, K), votes of the n estimation samples
+    p_a: Tensor  # float64 (b,), lower confidence bound of the selected class
+
+
+class SmoothedClassifier:
+    """g(x): the class that the base classifier f most likely returns on x + N(0, sigma^2 I).
+
+    Args:
+        base_classifier: f, any callable from images to logits ``(n, K)``; used in eval mode and
+            left as found. Noisy images are not clipped.
+        sigma: standard deviation of the noise, above 0, in pixel units.
+        num_classes: K, at least 2.
+
+    Raises:
+        ValueError: for sigma or num_classes out of range.
+
+    Source: Cohen, Rosenfeld, Kolter (2019), "Certified adversarial robustness via randomized
+    smoothing", section 3 and algorithm 1.
+
+    >>> g = SmoothedClassifier(lambda x: torch.stack([x.sum(1), -x.sum(1)], 1), 1.0, 2)
+    >>> x = torch.tensor([[2.0, 2.0], [-2.0, -2.0]])
+    >>> g.predict(x, 200, alpha=0.001, generator=torch.Generator().manual_seed(0)).tolist()
+    [0, 1]
+    """
+
+    def __init__(
+        self, base_classifier: Callable[[Tensor], Tensor], sigma: float, num_classes: int
+    ) -> None:
+        if not (math.isfinite(sigma) and sigma > 0):
+            raise ValueError(f"sigma={sigma}: expected a finite number above 0, in pixel units")
+        if num_classes < 2:
+            raise ValueError(f"num_classes={num_classes}: expected at least 2")
+        self.base_classifier = base_classifier
+        self.sigma = float(sigma)
+        self.num_classes = int(num_classes)
+
+    def sample_under_noise(
+        self,
+        x: Tensor,
+        n: int,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """SAMPLEUNDERNOISE: how often f returns each class on n noisy copies of each image.
+
+        Args:
+            x: images ``(b, ...)``, floating point, any range.
+            n: noisy copies of each image, at least 1.
+            generator: source of the noise; fresh entropy if not given.
+            batch_size: noisy images per forward pass; 256 if not given.
+
+        Returns:
+            int64 counts ``(b, K)`` on the device of x. Each row adds up to n, less the votes that
+            were lost because f returned NaN (a warning says how many).
+
+        Raises:
+            ValueError, TypeError: for arguments out of range, or logits that are not ``(., K)``.
+        """
+        batch_size = 256 if batch_size is None else batch_size
+        _check(x, n, batch_size)
+        if generator is None:
+            generator = torch.Generator(x.device)
+            generator.seed()
+        counts = torch.zeros(len(x), self.num_classes, dtype=torch.int64, device=x.device)
+        together = max(1, batch_size // n)  # few copies of many images, or many copies of one
+        copies = min(n, batch_size)
+        shape = (min(together, len(x)), copies, *x.shape[1:])
+        buffer = torch.empty(shape, dtype=x.dtype, device=generator.device)
+        with unchanged(self.base_classifier), torch.inference_mode():
+            for row in range(0, len(x), together):
+                images = x[row : row + together]
+                for done in range(0, n, copies):
+                    noise = buffer[: len(images), : min(copies, n - done)]
+                    noise.normal_(0, self.sigma, generator=generator)
+                    noisy = noise.to(x.device).add_(images[:, None])
+                    counts[row : row + together] += self._votes(noisy)
+        lost = n * len(x) - int(counts.sum())
+        if lost:
+            warnings.warn(
+                f"f returned NaN for {lost} of {n * len(x)} noisy images; they vote for no class",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return counts.clone()
+
+    def _votes(self, noisy: Tensor) -> Tensor:
+        """Votes ``(m, K)`` for noisy images ``(m, copies, ...)``."""
+        logits = self.base_classifier(noisy.flatten(0, 1))
+        if logits.ndim != 2 or logits.shape != (len(noisy) * noisy.shape[1], self.num_classes):
+            raise ValueError(
+                f"base_classifier: expected logits of shape ({len(noisy) * noisy.shape[1]}, "
+                f"{self.num_classes}), got {tuple(logits.shape)}"
+            )
+        chosen = logits.argmax(1).masked_fill(logits.isnan().any(1), self.num_classes)
+        votes = torch.zeros(
+            len(noisy), self.num_classes + 1, dtype=torch.int64, device=noisy.device
+        )
+        chosen = chosen.view(len(noisy), -1)
+        return votes.scatter_add_(1, chosen, torch.ones_like(chosen))[:, :-1]
+
+    def predict(
+        self,
+        x: Tensor,
+        n: int,
+        alpha: float,
+        *,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """PREDICT: g(x), or ABSTAIN where n votes do not settle it.
+
+        If a class is returned, it is g(x) with probability at least ``1 - alpha``.
+
+        Args:
+            x, n, generator, batch_size: as for :meth:`sample_under_noise`.
+            alpha: error probability in (0, 1), per image.
+
+        Returns:
+            int64 ``(b,)``, :data:`ABSTAIN` where the test is not passed.
+
+        Source: Cohen et al. (2019), algorithm 1 and proposition 1: a two-sided binomial test of
+        the two largest counts.
+        """
+        _check_alpha(alpha)
+        counts = self.sample_under_noise(x, n, generator, batch_size)
+        return decide(counts, alpha)
+
+    def certify(
+        self,
+        x: Tensor,
+        n0: int,
+        n: int,
+        alpha: float,
+        bound: str = "one_class",
+        *,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+    ) -> Certificates:
+        """CERTIFY: a class and an l2 radius within which g cannot change, or ABSTAIN.
+
+        The class is chosen on n0 samples and its probability bounded on n fresh ones. For each
+        image, with probability at least ``1 - alpha``, a returned class and radius R are true:
+        g(x + delta) is that class for every delta shorter than R.
+
+        Args:
+            x, generator, batch_size: as for :meth:`sample_under_noise`.
+            n0: selection samples, at least 1.
+            n: estimation samples, enough that n equal votes would certify something.
+            alpha: error probability in (0, 1), per image.
+            bound: ``"one_class"`` as published, or ``"two_class"``, which also bounds the largest
+                other class: 90 % of alpha for the top class, 10 % for the other, fixed in advance.
+
+        Returns:
+            :class:`Certificates`, per image.
+
+        Raises:
+            ValueError: for arguments out of range; an n too small to certify anything is one.
+
+        Source: Cohen et al. (2019), algorithm 1 and proposition 2; two classes: theorem 1.
+        """
+        _check_alpha(alpha)
+        _check(x, n0, 1, name="n0")
+        if bound not in ("one_class", "two_class"):
+            raise ValueError(f"bound={bound!r}: expected 'one_class' or 'two_class'")
+        smallest = math.floor(math.log2(1 / alpha)) + 1
+        if n < smallest:
+            raise ValueError(
+                f"n={n}: even {n} equal votes certify nothing at alpha={alpha}; use at least "
+                f"n={smallest}"
+            )
+        if generator is None:
+            generator = torch.Generator(x.device)
+            generator.seed()
+        top = self.sample_under_noise(x, n0, generator, batch_size).argmax(1)
+        counts = self.sample_under_noise(x, n, generator, batch_size)
+        radius, p_a = radii(counts, top, n, alpha, self.sigma, bound)
+        prediction = torch.where(torch.as_tensor(radius > 0), top.cpu(), ABSTAIN)
+        return Certificates(prediction, torch.as_tensor(radius), counts, torch.as_tensor(p_a))
+
+
+def decide(counts: Tensor, alpha: float) -> Tensor:
+    """The decision of PREDICT from votes ``(b, K)``: the top class, or ABSTAIN.
+
+    The class is returned where the two-sided p-value of "both top classes are equally likely",
+    given their two counts, is at most alpha. Votes for other classes do not enter.
+
+    >>> decide(torch.tensor([[60, 40, 0], [90, 10, 0], [5, 5, 5]]), 0.001).tolist()
+    [-1, 0, -1]
+    """
+    two = counts.topk(2, dim=1)
+    first, second = two.values.cpu().numpy().T
+    p_value = np.minimum(1.0, 2 * stats.binom.sf(first - 1, first + second, 0.5))
+    sure = torch.as_tensor(p_value <= alpha)
+    return torch.where(sure, two.indices[:, 0].cpu(), ABSTAIN)
+
+
+def radii(
+    counts: Tensor, top: Tensor, n: int, alpha: float, sigma: float, bound: str = "one_class"
+) -> tuple[Floats, Floats]:
+    """Certified radii and lower bounds of p_A from votes, as CERTIFY computes them.
+
+    Args:
+        counts: votes of the estimation samples ``(b, K)``.
+        top: the class chosen on the selection samples, int64 ``(b,)``.
+        n: number of estimation samples (more than the votes if some were lost).
+        alpha, sigma, bound: as for :meth:`SmoothedClassifier.certify`.
+
+    Returns:
+        radius and p_a, float64 ``(b,)``; radius 0 where nothing is certified.
+    """
+    top = top.to(counts.device)
+    k = counts.gather(1, top[:, None])[:, 0].cpu().numpy()
+    if bound == "one_class":
+        p_a = bounds.lower_conf_bound(k, n, alpha)
+        return bounds.certified_radius(p_a, sigma), p_a
+    p_a = bounds.lower_conf_bound(k, n, 0.9 * alpha)
+    others = counts.scatter(1, top[:, None], -1).amax(1).cpu().numpy()
+    lost = n - counts.sum(1).cpu().numpy()  # a lost vote might have been the rival's
+    p_b = bounds.upper_conf_bound(others + lost, n, 0.1 * alpha)
+    return bounds.two_class_radius(p_a, p_b, sigma), p_a
+
+
+def _check(x: Tensor, n: int, batch_size: int, name: str = "n") -> None:
+    if not x.is_floating_point() or x.ndim < 2:
+        raise TypeError(
+            f"x: expected a floating-point tensor (b, ...), got {x.dtype} of shape {tuple(x.shape)}"
+        )
+    if n < 1:
+        raise ValueError(f"{name}={n}: expected at least 1 sample")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha={alpha}: expected an error probability strictly in (0, 1)")
