@@ -2,7 +2,7 @@
 # make test     set up, lint, type-check, then all tests, notebooks included
 # make lab      open JupyterLab on copies of the notebooks in work/ (ignored by git)
 # make notebooks  execute the notebooks in place, to store fresh outputs (for authors)
-# Another Python: make PYTHON=python3.12 course
+# Another Python: make PYTHON=python3.12 course. Options for JupyterLab: make lab LAB=--no-browser
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -28,8 +28,8 @@ lint: $(STAMP)
 
 lab: $(STAMP)
 	mkdir -p work
-	cp -n $(NOTEBOOKS) work/
-	$(BIN)/jupyter lab --notebook-dir=work
+	@for each in $(NOTEBOOKS); do test -e work/$${each##*/} || cp $$each work/; done
+	$(BIN)/jupyter lab --notebook-dir=work $(LAB)
 
 notebooks: $(STAMP)
 	$(EXECUTE) --to notebook --inplace $(NOTEBOOKS)

@@ -308,10 +308,17 @@ def test_margin_loss_breaks_saturated_logits_that_blind_cross_entropy():
     assert won.any()
 
 
+def test_rows_do_not_dilute_each_other():
+    """A mean over the batch would push gradients of 1e-44 below the smallest float32."""
+    x, y = torch.full((300, 2), 0.5), torch.zeros(300, dtype=torch.long)
+    found = attacks.fgsm(lambda z: 1e-44 * z, x, y, 0.1, loss="margin")
+    assert torch.allclose(found, torch.tensor([0.4, 0.6]).expand(300, 2))
+
+
 def test_l2_step_survives_a_tiny_gradient():
-    """Squares of 1e-30 underflow in float32; the direction must not."""
+    """A gradient of 1e-42 is below the smallest normal float32; its direction is not lost."""
     model, _, x, y = linear_case(torch.float32)
-    found = attacks.fgsm(lambda z: 1e-30 * model(z), x, y, 0.1, norm="l2", bounds=None)
+    found = attacks.fgsm(lambda z: 1e-42 * model(z), x, y, 0.1, norm="l2", bounds=None)
     assert torch.allclose((found - x).norm(dim=1), torch.tensor(0.1), rtol=1e-3)
 
 

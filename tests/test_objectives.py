@@ -34,12 +34,12 @@ def test_mixed_attacks_the_rest_only(share, clean):
     seen = []
 
     def attack(model, x, y):
-        seen.append(len(x))
+        seen.append((len(x), y.tolist()))
         return -x
 
     expected = torch.cat([X[:clean], -X[clean:]])
     assert torch.isclose(objectives.mixed(attack, share)(IDENTITY, X, Y), by_hand(expected, Y))
-    assert seen == ([] if clean == 4 else [4 - clean])
+    assert seen == ([] if clean == 4 else [(4 - clean, Y[clean:].tolist())])
 
 
 def test_mixed_rejects_a_share_above_one():

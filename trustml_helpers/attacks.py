@@ -341,7 +341,7 @@ def _linf_projection(x: Tensor, eps: float, bounds: Bounds) -> Callable[[Tensor]
 
 
 def _l2_steepest(gradient: Tensor) -> Tensor:
-    # Scaled by its largest entry first: the squares of a tiny gradient would underflow.
+    # Scaled by its largest entry first: the norm of a tiny gradient would fall below `tiny`.
     tiny = torch.finfo(gradient.dtype).tiny
     largest = gradient.flatten(1).abs().amax(1) if gradient[:1].numel() else gradient.flatten(1)
     scaled = gradient / _columns(largest.clamp(min=tiny), gradient)
