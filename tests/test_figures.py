@@ -120,3 +120,21 @@ def test_the_style_does_not_leak():
     before = dict(matplotlib.rcParams)
     rendered(figures.curves([("x", [0], {"a": [0]})], "y"))
     assert dict(matplotlib.rcParams) == before
+
+
+def test_shifted_densities():
+    figure = figures.shifted_densities(
+        [0, 1, 2], {"a": [0, 1, 0], "b": [0, 0, 1]}, [1, 1, 0], xlabel="t", marks={"border": 1.5}
+    )
+    top, low = figure.axes
+    assert [line.get_label() for line in top.lines][:2] == ["a", "b"]
+    assert low.get_xlabel() == "t"
+    rendered(figure)
+
+
+def test_plane():
+    share = np.array([[1.0, 0.5], [0.0, 0.25]])
+    figure = figures.plane(([0, 1, 2], [0, 1, 2]), {"f": share}, centres={"x": (1, 1)}, sigma=0.5)
+    mesh = figure.axes[0].collections[0]
+    assert np.allclose(np.asarray(mesh.get_array()).reshape(2, 2), share.T)
+    rendered(figure)

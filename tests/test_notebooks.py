@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from trustml_helpers import attacks, models, objectives, training
+from trustml_helpers import attacks, models, objectives, theory, training
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("0*.ipynb"))
@@ -131,8 +132,8 @@ def test_some_results_are_compared_by_nbval(notebook):
 # --- the notebooks' own algorithms, on inputs that the notebooks do not use ---------------------
 
 
-def defined(tag: str) -> dict:
-    """Run the one cell that defines an algorithm and return its names."""
+def defined(tag: str, names: dict | None = None) -> dict:
+    """Run the one cell that defines an algorithm, with some names given, and return its names."""
     (cell,) = [
         cell
         for path in PATHS
@@ -140,7 +141,7 @@ def defined(tag: str) -> dict:
         if tag in cell.metadata.get("tags", [])
     ]
     assert len(lines_of(cell)) <= 15
-    names: dict = {"torch": torch}
+    names = {"torch": torch} if names is None else names
     exec(cell.source, names)
     return names
 
@@ -198,3 +199,13 @@ def test_adversarial_step_and_mixed_cells(batch):
         assert torch.allclose(a, b, atol=1e-5)
     mixed = defined("defines-mixed")["mixed_loss"](ours, *batch, attack, 0.5)
     assert torch.isclose(mixed, objectives.mixed(attack, 0.5)(ours, *batch), rtol=1e-5)
+
+
+def test_neyman_pearson_cell():
+    names: dict = {"np": np}
+    rng = np.random.default_rng(3)
+    p, q = rng.dirichlet(np.ones(9)), rng.dirichlet(np.ones(9))
+    f, worst = defined("defines-neyman-pearson", names)["cheapest"](p, q, 0.6)
+    expected_f, expected = theory.neyman_pearson(p, q, 0.6)
+    assert np.allclose(f, expected_f)
+    assert worst == pytest.approx(expected)

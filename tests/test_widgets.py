@@ -81,3 +81,12 @@ def test_set_draws_once_and_rejects_what_it_cannot_show():
 def test_words_are_escaped():
     explorer = widgets.Explorer(lambda: (plt.figure(figsize=(1, 1)), 'a < b "c"'))
     assert "a &lt; b &quot;c&quot;" in explorer._picture.value
+
+
+def test_radius_explorer():
+    explorer = widgets.radius_explorer()
+    assert "radius is 0.421" in explorer.set(p_a=0.8, sigma=0.5, delta=0.42).says
+    assert "still A" in explorer.says
+    before = explorer._picture.value
+    assert "not guaranteed" in explorer.set(delta=0.43).says
+    assert explorer._picture.value != before

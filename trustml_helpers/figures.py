@@ -368,3 +368,71 @@ def danskin(
     )
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=11)
     return fig
+
+
+@_styled
+def shifted_densities(
+    t: Sequence[float],
+    densities: Mapping[str, Sequence[float]],
+    share: Sequence[float],
+    *,
+    xlabel: str,
+    marks: Mapping[str, float] | None = None,
+) -> Figure:
+    """Densities on a line and, below them, the share of each place that a classifier calls A.
+
+    Args:
+        t: positions, ``(m,)``.
+        densities: by name.
+        share: f, in [0, 1], at each position.
+        xlabel: what the line is.
+        marks: vertical lines, by name.
+    """
+    fig, (top, low) = plt.subplots(
+        2, 1, figsize=(8, 4.6), sharex=True, gridspec_kw={"height_ratios": [3, 1]}
+    )
+    for k, (name, values) in enumerate(densities.items()):
+        top.plot(t, values, color=PALETTE[k], linestyle=_LINES[k], label=name)
+    low.fill_between(t, share, step="mid", color=PALETTE[4], hatch="//", edgecolor=PALETTE[0])
+    for k, (name, place) in enumerate((marks or {}).items()):
+        for axes in (top, low):
+            axes.axvline(place, color="black", linestyle=_LINES[3 + k], linewidth=1.5)
+        top.plot([], [], color="black", linestyle=_LINES[3 + k], linewidth=1.5, label=name)
+    top.set(ylabel="density")
+    top.legend(fontsize=11)
+    low.set(xlabel=xlabel, ylabel="called A", ylim=(0, 1.05))
+    return fig
+
+
+@_styled
+def plane(
+    edges: tuple[Sequence[float], Sequence[float]],
+    panels: Mapping[str, Any],
+    *,
+    centres: Mapping[str, tuple[float, float]],
+    sigma: float,
+) -> Figure:
+    """Shares in [0, 1] on the cells of a plane, with level sets of Gaussians drawn over them.
+
+    Args:
+        edges: finite edges of the shown cells along both axes, lengths m + 1 and n + 1.
+        panels: by title, ``(m, n)`` arrays: the share of each cell that is called A.
+        centres: of the Gaussians, by name, marked; circles at sigma and 2 sigma around each.
+        sigma: their standard deviation.
+    """
+    fig, grid = plt.subplots(1, len(panels), figsize=(4.6 * len(panels) + 0.6, 4.4), squeeze=False)
+    angle = np.linspace(0, 2 * np.pi, 100)
+    for axes, (title, values) in zip(grid[0], panels.items(), strict=True):
+        shown = axes.pcolormesh(*edges, np.asarray(values).T, cmap="Blues", vmin=0, vmax=1)
+        for k, (name, (a, b)) in enumerate(centres.items()):
+            axes.plot(a, b, _MARKERS[k], color=PALETTE[1], markeredgecolor="black", label=name,
+                      linestyle="none", markersize=9)  # fmt: skip
+            for radius in (sigma, 2 * sigma):
+                axes.plot(a + radius * np.cos(angle), b + radius * np.sin(angle), color=PALETTE[1],
+                          linestyle=_LINES[2 + k], linewidth=1.3)  # fmt: skip
+        axes.set(title=title, aspect="equal", xlim=edges[0][:: len(edges[0]) - 1],
+                 ylim=edges[1][:: len(edges[1]) - 1])  # fmt: skip
+        axes.grid(visible=False)
+    grid[0, 0].legend(fontsize=10, loc="lower left", frameon=True)
+    fig.colorbar(shown, ax=grid[0, -1], label="share called A", shrink=0.8)
+    return fig

@@ -14,11 +14,12 @@ from typing import Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from trustml_helpers import attacks, figures
+from trustml_helpers import attacks, bounds, figures, theory
 from trustml_helpers.models import unchanged
 
 Draw = Callable[..., tuple[Figure, str]]
@@ -191,3 +192,44 @@ def danskin_explorer(
             description="theta", continuous_update=False,
         ),
     )  # fmt: skip
+
+
+def radius_explorer(*, longest: float = 2.0) -> Explorer:
+    """Move p_A, sigma and the length of delta; see the guaranteed probability and the radius.
+
+    Args:
+        longest: largest length of delta that can be chosen, in pixel units.
+    """
+    lengths = np.linspace(0, longest, 201)
+
+    def draw(p_a: float, sigma: float, delta: float) -> tuple[Figure, str]:
+        guaranteed = theory.halfspace_probability(p_a, lengths, sigma)
+        here = float(theory.halfspace_probability(p_a, delta, sigma))
+        radius = float(bounds.certified_radius(p_a, sigma))
+        lines = {
+            "smallest possible P(A)": guaranteed.tolist(),
+            "one half": [0.5] * len(lengths),
+        }
+        title = f"P = {here:.2f} at length {delta:.2f}; radius {radius:.2f}"
+        figure = figures.curves(
+            [(r"length of $\delta$", lengths.tolist(), lines)],
+            "probability of A",
+            titles=[title],
+        )
+        verdict = "still A" if here > 0.5 else "not guaranteed"
+        says = (
+            f"p_A {p_a:.2f}, sigma {sigma:.2f}: after a move of {delta:.2f} class A keeps at least "
+            f"probability {here:.3f} ({verdict}); the certified radius is {radius:.3f}."
+        )
+        return figure, says
+
+    def slider(value: float, low: float, high: float, name: str) -> ipywidgets.FloatSlider:
+        return ipywidgets.FloatSlider(value=value, min=low, max=high, step=0.01, description=name,
+                                      continuous_update=False)  # fmt: skip
+
+    return Explorer(
+        draw,
+        p_a=slider(0.8, 0.5, 0.99, "p_A"),
+        sigma=slider(0.5, 0.1, 1.0, "sigma"),
+        delta=slider(0.3, 0.0, longest, "delta"),
+    )
