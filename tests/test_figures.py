@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from trustml_helpers import figures
+from trustml_helpers import figures, smoothing_figures
 
 matplotlib.use("agg")
 
@@ -137,4 +137,21 @@ def test_plane():
     figure = figures.plane(([0, 1, 2], [0, 1, 2]), {"f": share}, centres={"x": (1, 1)}, sigma=0.5)
     mesh = figure.axes[0].collections[0]
     assert np.allclose(np.asarray(mesh.get_array()).reshape(2, 2), share.T)
+    rendered(figure)
+
+
+def test_regions_and_vote():
+    axis = [0.0, 1.0, 2.0]
+    classes = torch.tensor([[0, 1, 2], [0, 1, 2], [0, 0, 2]])
+    figure = smoothing_figures.regions(axis, {"f": classes, "g": classes})
+    assert [axes.get_title() for axes in figure.axes] == ["f", "g"]
+    mesh = np.asarray(figure.axes[0].collections[0].get_array()).reshape(3, 3)
+    assert np.array_equal(mesh, classes.T)
+    rendered(figure)
+    figure = smoothing_figures.vote(
+        axis, classes, (1.0, 1.0), 0.3, [0.7, 0.2, 0.1], {0: ("low", 0.6), 1: ("high", 0.3)}
+    )
+    right = figure.axes[1]
+    assert [bar.get_height() for bar in right.patches] == pytest.approx([0.7, 0.2, 0.1])
+    assert [line.get_ydata()[0] for line in right.lines][:2] == [0.6, 0.3]
     rendered(figure)

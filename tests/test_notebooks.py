@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trustml_helpers import attacks, models, objectives, theory, training
+from trustml_helpers import attacks, models, objectives, smoothing, theory, training
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("0*.ipynb"))
@@ -209,3 +209,26 @@ def test_neyman_pearson_cell():
     expected_f, expected = theory.neyman_pearson(p, q, 0.6)
     assert np.allclose(f, expected_f)
     assert worst == pytest.approx(expected)
+
+
+def test_vote_cell():
+    names = {"torch": torch}
+    count = defined("defines-vote", names)["vote"]
+    model = models.build("SmallCNN", seed=4)
+    x = torch.rand(1, 28, 28, generator=torch.Generator().manual_seed(1))
+    mine = count(model, x, 60, 0.7, 10, torch.Generator().manual_seed(2))
+    g = smoothing.SmoothedClassifier(model, 0.7, 10)
+    package = g.sample_under_noise(x[None], 60, torch.Generator().manual_seed(2))[0]
+    assert torch.equal(mine, package)
+
+
+def test_decide_cell():
+    mine = defined("defines-decide", {"np": np, "smoothing": smoothing})["decide"]
+    counts = torch.randint(0, 40, (200, 4), generator=torch.Generator().manual_seed(0))
+    for alpha in (0.3, 0.01):
+        found = [mine(row.numpy(), alpha) for row in counts]
+        package = smoothing.decide(counts, alpha).tolist()
+        ties = (counts.topk(2).values[:, 0] == counts.topk(2).values[:, 1]).tolist()
+        assert [a for a, t in zip(found, ties, strict=True) if not t] == [
+            b for b, t in zip(package, ties, strict=True) if not t
+        ]

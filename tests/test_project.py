@@ -56,6 +56,7 @@ def test_imports_go_down_the_list_only():
     order = [
         "cli",
         "widgets",
+        "smoothing_figures",
         "figures",
         "certification",
         "training",

@@ -90,3 +90,16 @@ def test_radius_explorer():
     before = explorer._picture.value
     assert "not guaranteed" in explorer.set(delta=0.43).says
     assert explorer._picture.value != before
+
+
+def test_smoothing_explorer():
+    def thirds(z):
+        return torch.stack([z[:, 0], -z[:, 0], z[:, 1] - 5], 1)
+
+    explorer = widgets.smoothing_explorer(thirds, num_classes=3)
+    assert "class 0 has 100.0% of the votes" in explorer.set(x=1.0, y=0.0, sigma=0.05, n=100).says
+    for control, value in (("sigma", 1.0), ("n", 400), ("x", -1.0), ("y", 0.5)):
+        before = explorer._picture.value
+        explorer.controls[control].value = value
+        assert explorer._picture.value != before
+    assert "class 1" in explorer.says

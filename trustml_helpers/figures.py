@@ -43,7 +43,7 @@ UPPER_BOUND = "an attack gives an upper bound on robust accuracy"
 P = ParamSpec("P")
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     @functools.wraps(draw)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with plt.rc_context(STYLE):
@@ -90,7 +90,7 @@ def _picture(axes: Axes, image: Any, title: str = "", *, signed: float | None = 
     return shown
 
 
-@_styled
+@styled
 def perturbations(
     rows: Sequence[tuple[str, Tensor, Tensor, Tensor]], *, label: int | None = None
 ) -> Figure:
@@ -130,7 +130,7 @@ def _probability_bars(axes: Axes, probabilities: Tensor, label: int | None) -> N
     axes.grid(visible=False, axis="x")
 
 
-@_styled
+@styled
 def pictures(
     images: Sequence[Sequence[Tensor]],
     titles: Sequence[Sequence[str]] | None = None,
@@ -162,7 +162,7 @@ def pictures(
     return fig
 
 
-@_styled
+@styled
 def curves(
     panels: Sequence[tuple[str, Sequence[float], Mapping[str, Sequence[float]]]],
     ylabel: str,
@@ -219,7 +219,7 @@ def curves(
     return fig
 
 
-@_styled
+@styled
 def matrix(table: pd.DataFrame, *, xlabel: str = "", ylabel: str = "", note: str = "") -> Figure:
     """A table of shares in [0, 1] as annotated squares, in percent.
 
@@ -247,7 +247,7 @@ def matrix(table: pd.DataFrame, *, xlabel: str = "", ylabel: str = "", note: str
     return fig
 
 
-@_styled
+@styled
 def norm_balls(gradient: tuple[float, float], steps: Mapping[str, tuple[float, float]]) -> Figure:
     """The unit balls of l-inf, l2 and l1 in the plane, and the best step in each.
 
@@ -282,7 +282,7 @@ def norm_balls(gradient: tuple[float, float], steps: Mapping[str, tuple[float, f
     return fig
 
 
-@_styled
+@styled
 def loss_surface(
     a: Sequence[float],
     b: Sequence[float],
@@ -331,7 +331,7 @@ def loss_surface(
     return fig
 
 
-@_styled
+@styled
 def danskin(
     theta: Sequence[float],
     members: Mapping[str, Sequence[float]],
@@ -370,7 +370,7 @@ def danskin(
     return fig
 
 
-@_styled
+@styled
 def shifted_densities(
     t: Sequence[float],
     densities: Mapping[str, Sequence[float]],
@@ -404,7 +404,7 @@ def shifted_densities(
     return fig
 
 
-@_styled
+@styled
 def plane(
     edges: tuple[Sequence[float], Sequence[float]],
     panels: Mapping[str, Any],

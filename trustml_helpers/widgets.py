@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from trustml_helpers import attacks, bounds, figures, theory
+from trustml_helpers import attacks, bounds, figures, smoothing, smoothing_figures, theory
 from trustml_helpers.models import unchanged
 
 Draw = Callable[..., tuple[Figure, str]]
@@ -232,4 +232,49 @@ def radius_explorer(*, longest: float = 2.0) -> Explorer:
         p_a=slider(0.8, 0.5, 0.99, "p_A"),
         sigma=slider(0.5, 0.1, 1.0, "sigma"),
         delta=slider(0.3, 0.0, longest, "delta"),
+    )
+
+
+def smoothing_explorer(model: Any, *, num_classes: int, extent: float = 2.0) -> Explorer:
+    """Smooth a classifier of the plane: choose sigma, the number of samples and a point.
+
+    Args:
+        model: points ``(n, 2)`` to logits ``(n, K)``.
+        num_classes: K.
+        extent: the square shown reaches from ``-extent`` to ``extent``.
+    """
+    axis = torch.linspace(-extent, extent, 121)
+    points = torch.cartesian_prod(axis, axis)
+    with torch.inference_mode():
+        classes = model(points).argmax(1).view(121, 121)
+
+    def draw(sigma: float, n: int, x: float, y: float) -> tuple[Figure, str]:
+        smooth = smoothing.SmoothedClassifier(model, sigma, num_classes)
+        generator = torch.Generator().manual_seed(0)
+        counts = smooth.sample_under_noise(torch.tensor([[x, y]]), n, generator)[0]
+        top, second = counts.topk(2).indices.tolist()
+        p_a = float(bounds.lower_conf_bound(int(counts[top]), n, 0.001))
+        p_b = float(bounds.upper_conf_bound(int(counts[second]), n, 0.001))
+        marks = {top: (r"lower bound of $p_A$", p_a), second: (r"upper bound of $p_B$", p_b)}
+        figure = smoothing_figures.vote(
+            axis.tolist(), classes, (x, y), sigma, (counts / n).tolist(), marks
+        )
+        says = (
+            f"At ({x:.1f}, {y:.1f}) with sigma {sigma:.2f} and {n} samples: class {top} has "
+            f"{counts[top] / n:.1%} of the votes, its probability is at least {p_a:.3f}."
+        )
+        return figure, says
+
+    def slider(value: float, low: float, high: float, name: str) -> ipywidgets.FloatSlider:
+        return ipywidgets.FloatSlider(value=value, min=low, max=high, step=0.05, description=name,
+                                      continuous_update=False)  # fmt: skip
+
+    return Explorer(
+        draw,
+        sigma=slider(0.4, 0.05, 1.0, "sigma"),
+        n=ipywidgets.IntSlider(
+            value=1000, min=20, max=5000, step=20, description="n", continuous_update=False
+        ),
+        x=slider(0.6, -extent, extent, "x"),
+        y=slider(0.3, -extent, extent, "y"),
     )
