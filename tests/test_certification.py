@@ -152,3 +152,12 @@ def test_read_log_explains_what_is_wrong(tmp_path):
         (tmp_path / "x.tsv").write_text(text)
         with pytest.raises(LogError):
             certification.read_log(tmp_path / "x.tsv")
+
+
+def test_every_image_gets_noise_of_its_own(tmp_path):
+    """Eight copies of one image: equal counts by chance with probability below 1e-6."""
+    g = SmoothedClassifier(halfspace, 0.25, 2)
+    images = torch.full((8, 1, 2, 2), 0.55)
+    labels = torch.zeros(8, dtype=torch.long)
+    table = certification.certify_dataset(g, images, labels, tmp_path / "log.tsv", **SETTINGS)
+    assert table["count_0"].nunique() > 1
