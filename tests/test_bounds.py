@@ -99,6 +99,7 @@ def test_radii():
     assert np.allclose(bounds.certified_radius(p, 0.2), expected)
     assert bounds.certified_radius(0.9, 0.0) == 0
     assert bounds.certified_radius(1.0, 0.0) == 0
+    assert bounds.certified_radius(1.0, 5e-324) == np.inf
     by_hand = 0.25 * (scipy.stats.norm.ppf(0.45) - scipy.stats.norm.ppf(0.2))
     assert bounds.two_class_radius(0.45, 0.2, 0.5) == pytest.approx(by_hand)
     assert bounds.two_class_radius(0.3, 0.4, 1.0) == 0

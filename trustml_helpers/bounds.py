@@ -110,10 +110,9 @@ def two_class_radius(p_a_lower: ArrayLike, p_b_upper: ArrayLike, sigma: ArrayLik
         raise ValueError(f"sigma={_show(s)}: expected finite numbers >= 0, in pixel units")
     b = np.minimum(b, 1 - a)
     wins = a > b
+    spread = special.ndtri(np.where(wins, a, 0.5)) - special.ndtri(np.where(wins, b, 0.5))
     with np.errstate(invalid="ignore"):
-        radius = (
-            s / 2 * (special.ndtri(np.where(wins, a, 0.5)) - special.ndtri(np.where(wins, b, 0.5)))
-        )
+        radius = s * spread / 2  # in this order: half of a tiny sigma may round to 0
     # sigma = 0 times an infinite quantile is no radius at all.
     return np.where(wins & (s > 0), radius, 0.0)
 
