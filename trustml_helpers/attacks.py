@@ -306,10 +306,16 @@ class Ball(NamedTuple):
     default_step: Callable[[float, int], float]  # eps, steps -> length of a step
 
 
-def _draw(x: Tensor, kind: Callable[..., Tensor], generator: torch.Generator | None) -> Tensor:
+def given_or_fresh(generator: torch.Generator | None, x: Tensor) -> torch.Generator:
+    """The given generator, or a new one on the device of x, seeded by the operating system."""
     if generator is None:
         generator = torch.Generator(x.device)
         generator.seed()
+    return generator
+
+
+def _draw(x: Tensor, kind: Callable[..., Tensor], generator: torch.Generator | None) -> Tensor:
+    generator = given_or_fresh(generator, x)
     drawn = kind(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
     return drawn.to(x.device)
 

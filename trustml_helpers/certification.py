@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from trustml_helpers.models import replace_file
 from trustml_helpers.robustness import progress_bar
 from trustml_helpers.smoothing import SmoothedClassifier
 
@@ -140,8 +140,8 @@ def _open_log(path: Path, settings: dict[str, Any], classes: int, *, resume: boo
         from trustml_helpers import __version__
 
         about = settings | {"torch": torch.__version__, "trustml_helpers": __version__}
-        _replace(sidecar, json.dumps(about, indent=2) + "\n")
-        _replace(path, header)
+        replace_file(sidecar, (json.dumps(about, indent=2) + "\n").encode())
+        replace_file(path, header.encode())
         return set()
     if not resume:
         raise LogError(f"{path} exists: pass resume=True to go on with it, or another path")
@@ -159,14 +159,8 @@ def _open_log(path: Path, settings: dict[str, Any], classes: int, *, resume: boo
     if not whole.startswith(header):
         raise LogError(f"{path} does not begin with the expected header; rename it")
     if whole != text:
-        _replace(path, whole)
+        replace_file(path, whole.encode())
     return {int(line.split("\t", 1)[0]) for line in whole.splitlines()[1:]}
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def read_log(path: str | Path) -> pd.DataFrame:

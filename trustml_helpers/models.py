@@ -245,12 +245,13 @@ def save(model: nn.Module, path: str | Path, **about: Any) -> dict[str, Any]:
         path = path.with_name(path.name + ".safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     # Replacing whole files means a kill leaves an old pair, or a pair that load() refuses.
-    _replace(path, raw)
-    _replace(path.with_suffix(".json"), text.encode())
+    replace_file(path, raw)
+    replace_file(path.with_suffix(".json"), text.encode())
     return content
 
 
-def _replace(path: Path, raw: bytes) -> None:
+def replace_file(path: Path, raw: bytes) -> None:
+    """Write a whole file or nothing: a kill leaves the old content, never half of the new."""
     temporary = path.with_name(path.name + ".part")
     temporary.write_bytes(raw)
     os.replace(temporary, path)

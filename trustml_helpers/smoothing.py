@@ -14,6 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from trustml_helpers import bounds
+from trustml_helpers.attacks import given_or_fresh
 from trustml_helpers.models import unchanged
 
 ABSTAIN = -1
@@ -87,9 +88,7 @@ class SmoothedClassifier:
         """
         batch_size = 256 if batch_size is None else batch_size
         _check(x, n, batch_size)
-        if generator is None:
-            generator = torch.Generator(x.device)
-            generator.seed()
+        generator = given_or_fresh(generator, x)
         counts = torch.zeros(len(x), self.num_classes, dtype=torch.int64, device=x.device)
         together = max(1, batch_size // n)  # few copies of many images, or many copies of one
         copies = min(n, batch_size)
@@ -197,9 +196,7 @@ class SmoothedClassifier:
                 f"n={n}: even {n} equal votes certify nothing at alpha={alpha}; use at least "
                 f"n={smallest}"
             )
-        if generator is None:
-            generator = torch.Generator(x.device)
-            generator.seed()
+        generator = given_or_fresh(generator, x)
         top = self.sample_under_noise(x, n0, generator, batch_size).argmax(1)
         counts = self.sample_under_noise(x, n, generator, batch_size)
         radius, p_a = radii(counts, top, n, alpha, self.sigma, bound)

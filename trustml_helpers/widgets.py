@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from trustml_helpers import attacks, bounds, figures, smoothing, smoothing_figures, theory
-from trustml_helpers.models import unchanged
+from trustml_helpers.models import predict, unchanged
 
 Draw = Callable[..., tuple[Figure, str]]
 
@@ -97,6 +97,15 @@ class Explorer(ipywidgets.VBox):
         return f"Interactive in JupyterLab ({controls}); a static figure nearby shows the same."
 
 
+def _slider(
+    name: str, value: float, low: float, high: float, step: float = 0.01
+) -> ipywidgets.FloatSlider:
+    """A slider that reports when it is let go: a picture is drawn once, not at every pixel."""
+    return ipywidgets.FloatSlider(
+        value=value, min=low, max=high, step=step, description=name, continuous_update=False
+    )
+
+
 def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 20) -> Explorer:
     """Choose an image, an attack and eps; see the perturbation and what the model says.
 
@@ -125,9 +134,7 @@ def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 
             value=0, max=len(images) - 1, description="image", continuous_update=False
         ),
         attack=ipywidgets.Dropdown(options=list(_PERTURB), value="PGD", description="attack"),
-        eps=ipywidgets.FloatSlider(
-            value=0.1, min=0, max=0.3, step=0.01, description="eps", continuous_update=False
-        ),
+        eps=_slider("eps", 0.1, 0, 0.3),
     )
 
 
@@ -185,13 +192,8 @@ def danskin_explorer(
         return figure, says
 
     low, high = float(thetas[0]), float(thetas[-1])
-    return Explorer(
-        draw,
-        theta=ipywidgets.FloatSlider(
-            value=(low + high) / 2, min=low, max=high, step=(high - low) / 40,
-            description="theta", continuous_update=False,
-        ),
-    )  # fmt: skip
+    step = (high - low) / 40
+    return Explorer(draw, theta=_slider("theta", (low + high) / 2, low, high, step))
 
 
 def radius_explorer(*, longest: float = 2.0) -> Explorer:
@@ -223,15 +225,11 @@ def radius_explorer(*, longest: float = 2.0) -> Explorer:
         )
         return figure, says
 
-    def slider(value: float, low: float, high: float, name: str) -> ipywidgets.FloatSlider:
-        return ipywidgets.FloatSlider(value=value, min=low, max=high, step=0.01, description=name,
-                                      continuous_update=False)  # fmt: skip
-
     return Explorer(
         draw,
-        p_a=slider(0.8, 0.5, 0.99, "p_A"),
-        sigma=slider(0.5, 0.1, 1.0, "sigma"),
-        delta=slider(0.3, 0.0, longest, "delta"),
+        p_a=_slider("p_A", 0.8, 0.5, 0.99),
+        sigma=_slider("sigma", 0.5, 0.1, 1.0),
+        delta=_slider("delta", 0.3, 0.0, longest),
     )
 
 
@@ -245,8 +243,7 @@ def smoothing_explorer(model: Any, *, num_classes: int, extent: float = 2.0) -> 
     """
     axis = torch.linspace(-extent, extent, 121)
     points = torch.cartesian_prod(axis, axis)
-    with torch.inference_mode():
-        classes = model(points).argmax(1).view(121, 121)
+    classes = predict(model, points).view(121, 121)
 
     def draw(sigma: float, n: int, x: float, y: float) -> tuple[Figure, str]:
         smooth = smoothing.SmoothedClassifier(model, sigma, num_classes)
@@ -265,16 +262,12 @@ def smoothing_explorer(model: Any, *, num_classes: int, extent: float = 2.0) -> 
         )
         return figure, says
 
-    def slider(value: float, low: float, high: float, name: str) -> ipywidgets.FloatSlider:
-        return ipywidgets.FloatSlider(value=value, min=low, max=high, step=0.05, description=name,
-                                      continuous_update=False)  # fmt: skip
-
     return Explorer(
         draw,
-        sigma=slider(0.4, 0.05, 1.0, "sigma"),
+        sigma=_slider("sigma", 0.4, 0.05, 1.0, 0.05),
         n=ipywidgets.IntSlider(
             value=1000, min=20, max=5000, step=20, description="n", continuous_update=False
         ),
-        x=slider(0.6, -extent, extent, "x"),
-        y=slider(0.3, -extent, extent, "y"),
+        x=_slider("x", 0.6, -extent, extent, 0.05),
+        y=_slider("y", 0.3, -extent, extent, 0.05),
     )
