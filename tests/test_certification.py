@@ -75,6 +75,20 @@ def test_other_settings_are_refused_by_name(case, tmp_path, change, name):
     assert path.read_text() == before
 
 
+def test_another_layout_or_dtype_is_refused(tmp_path):
+    model = models.build("SmallCNN", seed=0)
+    images, labels = torch.rand(1, 1, 28, 28), torch.zeros(1, dtype=torch.long)
+    path = tmp_path / "log.tsv"
+    g = SmoothedClassifier(model, 0.25, 10)
+    certification.certify_dataset(g, images, labels, path, **SETTINGS)
+    model.to(memory_format=torch.channels_last)
+    with pytest.raises(LogError, match="layout='contiguous', not 'channels_last'"):
+        certification.certify_dataset(g, images, labels, path, **SETTINGS)
+    model.to(memory_format=torch.contiguous_format).double()
+    with pytest.raises(LogError, match=r"model_sha256|dtype"):
+        certification.certify_dataset(g, images.double(), labels, path, **SETTINGS)
+
+
 def test_another_model_is_refused(tmp_path):
     images, labels = torch.rand(2, 1, 28, 28), torch.zeros(2, dtype=torch.long)
     path = tmp_path / "log.tsv"
@@ -131,6 +145,18 @@ def test_certified_accuracy_and_acr_by_hand():
     assert error == pytest.approx(np.sqrt(((values - 0.17) ** 2).sum() / 4 / 5))
     with pytest.raises(ValueError, match="at least 2"):
         certification.average_certified_radius(HAND[:1])
+
+
+def test_summary_by_hand():
+    log = HAND.assign(predict=[1, 2, 3, 4, -1])
+    table = certification.summary({"a": log, "one": log[:1], "wrong": log[2:3]}, [0, 0.25])
+    assert list(table.columns) == ["images", "r=0", "r=0.25", "ACR", "s.e.", "abstained"]
+    acr, error = certification.average_certified_radius(HAND)
+    assert table.loc["a"].tolist() == pytest.approx([5, 0.6, 0.4, acr, error, 0.2])
+    assert table.loc["one"].tolist() == pytest.approx([1, 1, 1, 0.5, np.nan, 0], nan_ok=True)
+    assert table.loc["wrong", "ACR"] == 0
+    with pytest.raises(LogError, match="b has no rows"):
+        certification.summary({"b": log[:0]}, [0])
 
 
 def test_read_log_of_both_time_formats(tmp_path):

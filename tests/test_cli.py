@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from trustml_helpers import attacks, cli, data, models, robustness
+from trustml_helpers import attacks, certification, cli, data, models, robustness, smoothing
 
 
 @pytest.fixture
@@ -119,9 +119,18 @@ def test_attack_is_repeatable(trustml):
         ("train tiny --objective mixed --clean-share 2", "clean_share=2.0"),
         ("train tiny --validation 0", "validation=0"),
         ("train tiny --limit 10", "validation=5000"),
+        ("certify mnist_smallcnn_standard x.tsv", "pass --sigma"),
+        ("certify mnist_smallcnn_standard x.tsv --sigma 0", "sigma=0"),
+        ("certify mnist_smallcnn_standard x.tsv --sigma 1 --n 5", "n=5"),
+        ("certify mnist_smallcnn_standard x.tsv --sigma 1 --every 0", "every=0"),
+        ("certify nothing x.tsv", "no checkpoint 'nothing'"),
+        ("predict mnist_smallcnn_standard --sigma 1 --limit 0", "limit=0"),
+        ("predict mnist_smallcnn_standard --sigma 1 --n 0", "n=0"),
+        ("predict mnist_smallcnn_standard --sigma 1 --output /no/folder/x.csv", "create it first"),
     ],
 )
-def test_errors_are_one_sentence(trustml, tmp_path, line, message):
+def test_errors_are_one_sentence(trustml, tmp_path, monkeypatch, line, message):
+    monkeypatch.chdir(tmp_path)
     if line.startswith("train"):
         line += f" --out {tmp_path}"
     code, _, err = trustml(line)
@@ -131,11 +140,117 @@ def test_errors_are_one_sentence(trustml, tmp_path, line, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def smoothed(trustml, tmp_path):
+    """The path of a network trained for a moment with noise of 0.5."""
+    trustml(f"train net {TINY} --objective gaussian --sigma 0.5 --out {tmp_path}")
+    return tmp_path / "net.safetensors"
+
+
+def test_a_noise_trained_card_states_sigma_and_accuracy_under_noise(smoothed):
+    card, model = models.card(smoothed), models.load(smoothed)
+    assert card["sigma"] == 0.5
+    x, y = (part[:300] for part in data.load_mnist("test"))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    expected = robustness.accuracy(model, x + 0.5 * noise, y)
+    assert card["test_accuracy"]["noise 0.5"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_sgd_and_layout_reach_the_training_and_the_card(trustml, tmp_path, monkeypatch):
+    seen = {}
+
+    def fit(model, *args, optimizer, **rest):
+        seen["layout"] = model[2].weight.is_contiguous(memory_format=torch.channels_last)
+        seen["defaults"] = optimizer(model.parameters()).defaults
+        raise ValueError("enough")
+
+    monkeypatch.setattr(cli.training, "fit", fit)
+    trustml(f"train tiny {TINY} --optimizer sgd --lr 0.02 --channels-last --out {tmp_path}")
+    assert seen["layout"]
+    wanted = {"lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
+    assert wanted.items() <= seen["defaults"].items()
+
+
+def test_a_flag_is_recorded_without_a_value(trustml, tmp_path):
+    trustml(f"train tiny {TINY} --channels-last --out {tmp_path}")
+    assert "--channels-last --validation" in models.card(tmp_path / "tiny.json")["command"]
+
+
+def test_certify_writes_the_log_of_the_package_and_resumes(trustml, smoothed, tmp_path):
+    log = tmp_path / "logs" / "half.tsv"
+    line = f"certify {smoothed} {log} --n0 10 --n 50 --alpha 0.01 --every 2000 --seed 3"
+    code, out, err = trustml(f"{line} --limit 2")
+    assert code == 0, err
+    assert trustml(line)[0] == 0
+    found = certification.read_log(log)
+    assert found["idx"].tolist() == [0, 2000, 4000, 6000, 8000]
+    model = models.load(smoothed).to(memory_format=torch.channels_last)
+    expected = certification.certify_dataset(
+        smoothing.SmoothedClassifier(model, 0.5, 10), *data.load_mnist("test"),
+        tmp_path / "mine.tsv", n0=10, n=50, alpha=0.01, seed=3, indices=found["idx"],
+        progress=False,
+    )  # fmt: skip
+    assert found.drop(columns="time").equals(expected.drop(columns="time"))
+    assert "ACR" in out
+    code, _, err = trustml(f"{line} --n 51")
+    assert code == 2
+    assert "n=50, not 51" in err
+
+
+def test_predict_counts_right_wrong_and_abstained(trustml, smoothed, tmp_path):
+    table = tmp_path / "rows.csv"
+    code, out, err = trustml(
+        f"predict {smoothed} --n 100 --every 100 --limit 50 --seed 1 --output {table}"
+    )
+    assert code == 0, err
+    rows = pd.read_csv(table)
+    assert rows["index"].tolist() == list(range(0, 5000, 100))
+    x, y = data.load_mnist("test")
+    g = smoothing.SmoothedClassifier(models.load(smoothed), 0.5, 10)
+    generator = torch.Generator().manual_seed(1)
+    expected = [g.predict(x[rows["index"][k : k + 20].tolist()], 100, 0.001, generator=generator)
+                for k in (0, 20, 40)]  # fmt: skip
+    assert rows["predict"].tolist() == torch.cat(expected).tolist()
+    assert rows["label"].tolist() == y[rows["index"].tolist()].tolist()
+    right, abstained = rows["predict"] == rows["label"], rows["predict"] == smoothing.ABSTAIN
+    for name, flags in (("right", right), ("abstained", abstained), ("wrong", ~right & ~abstained)):
+        assert f"{name}  {100 * flags.mean():6.2f} %" in out
+
+
+def test_plot_draws_logs_of_both_formats(trustml, tmp_path):
+    head = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
+    rows = "0\t7\t7\t{}\t1\t0:00:17.5\n20\t4\t-1\t0.0\t0\t0:00:17.5\n"
+    for name, radius in (("a", 0.5), ("b", 2.6)):
+        (tmp_path / f"{name}.tsv").write_text(head + rows.format(radius))
+    picture = tmp_path / "curves.png"
+    code, out, err = trustml(f"plot {tmp_path}/a.tsv {tmp_path}/b.tsv --output {picture}")
+    assert code == 0, err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "1.3000" in out  # ACR of b: 2.6 / 2
+    (tmp_path / "c.tsv").write_text(head)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/a.tsv").write_text(head)
+    for line, message in (
+        (f"{tmp_path}/c.tsv --output {tmp_path}/d.png", "c has no rows"),
+        (f"{tmp_path}/a.tsv --output {tmp_path}/none/d.png", "create it first"),
+        (f"{tmp_path}/a.tsv --output {tmp_path}/d.png --points 1", "points=1"),
+        (f"{tmp_path}/nothing.tsv --output {tmp_path}/d.png", "is missing"),
+        (f"{tmp_path}/a.tsv {tmp_path}/sub/a.tsv --output {tmp_path}/d.png", "same name"),
+    ):
+        code, _, err = trustml(f"plot {line}")
+        assert code == 2
+        assert message in err
+    assert not (tmp_path / "d.png").exists()
+
+
 def test_help_of_every_command(trustml):
     for line, word in (
-        ("--help", "attack"),
+        ("--help", "certify"),
         ("train --help", "--eps-ramp"),
         ("attack --help", "--restarts"),
+        ("certify --help", "--every"),
+        ("predict --help", "--alpha"),
+        ("plot --help", "--output"),
     ):
         code, out, _ = trustml(line)
         assert code == 0

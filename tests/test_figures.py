@@ -155,3 +155,23 @@ def test_regions_and_vote():
     assert [bar.get_height() for bar in right.patches] == pytest.approx([0.7, 0.2, 0.1])
     assert [line.get_ydata()[0] for line in right.lines][:2] == [0.6, 0.3]
     rendered(figure)
+
+
+def test_certified_and_sandwich():
+    figure = smoothing_figures.certified([0, 1], {"a": [0.9, 0.1], "b": [0.8, 0.5]}, title="t")
+    (axes,) = figure.axes
+    assert [line.get_label() for line in axes.lines] == ["a", "b"]
+    assert axes.lines[1].get_ydata().tolist() == [0.8, 0.5]
+    assert axes.get_title() == "t"
+    rendered(figure)
+    figure = smoothing_figures.sandwich(
+        [0, 1, 2], [0.9, 0.5, 0.0], [0.9, 0.8, 0.7], names=("low", "high")
+    )
+    (axes,) = figure.axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert lines == {"high": [0.9, 0.8, 0.7], "low": [0.9, 0.5, 0.0]}
+    (band,) = axes.collections
+    corners = band.get_paths()[0].vertices
+    assert [1.0, 0.5] in corners.tolist()
+    assert [1.0, 0.8] in corners.tolist()
+    rendered(figure)

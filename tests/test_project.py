@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,7 @@ def test_public_modules_are_reachable_and_others_are_not():
 def test_imports_go_down_the_list_only():
     order = [
         "cli",
+        "cli_smoothing",
         "widgets",
         "smoothing_figures",
         "figures",
@@ -105,6 +107,18 @@ def test_every_data_folder_explains_itself():
             text = (folder / "README.md").read_text()
             for word in ("Source", "icence", "sha256", "Made by"):
                 assert word in text, f"{folder.name}: {word}"
+
+
+@pytest.mark.parametrize("folder", ["published", "results", "checkpoints"])
+def test_stored_results_are_those_their_page_describes(folder):
+    found = {p.relative_to(ROOT / "data" / folder).as_posix(): p
+             for p in (ROOT / "data" / folder).rglob("*")
+             if p.suffix in (".csv", ".tsv", ".safetensors")}  # fmt: skip
+    text = (ROOT / "data" / folder / "README.md").read_text()
+    described = dict(re.findall(r"^\| ([\w./-]+) \| ([0-9a-f]{64}) \|$", text, flags=re.M))
+    assert described == {
+        name: sha256(path.read_bytes()).hexdigest() for name, path in found.items()
+    }
 
 
 def test_readme_links_lead_somewhere():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ipywidgets
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 
-from trustml_helpers import data, models, widgets
+from trustml_helpers import bounds, data, models, widgets
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +104,17 @@ def test_smoothing_explorer():
         explorer.controls[control].value = value
         assert explorer._picture.value != before
     assert "class 1" in explorer.says
+
+
+def test_certification_explorer():
+    explorer = widgets.certification_explorer(alpha=0.01, sigma=0.5, most=500)
+    says = explorer.set(p=0.999, n=20, run=0).says
+    assert "observed 1.0000, at least 0.7943" in says  # 0.01 ** (1 / 20)
+    assert "Radius inf from the share (false), 0.411 certified, 1.545 true" in says
+    for control, value in (("p", 0.6), ("n", 400), ("run", 5)):
+        before = explorer._picture.value
+        explorer.controls[control].value = value
+        assert explorer._picture.value != before
+    won = (np.random.default_rng(5).random(500) < 0.6)[:400].sum()
+    assert f"observed {won / 400:.4f}" in explorer.says
+    assert f"at least {float(bounds.lower_conf_bound(won, 400, 0.01)):.4f}" in explorer.says

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from trustml_helpers.models import replace_file
 from trustml_helpers.robustness import progress_bar
-from trustml_helpers.smoothing import SmoothedClassifier
+from trustml_helpers.smoothing import ABSTAIN, SmoothedClassifier
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    Log = pd.DataFrame
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 
@@ -59,8 +61,8 @@ def certify_dataset(
         seed: of the noise.
         resume: go on with an existing log of the same settings; otherwise an existing log is an
             error.
-        batch_size: noisy images per forward pass; part of the settings, since logits may depend
-            on it in the last digit.
+        batch_size: noisy images per forward pass; part of the settings, as are device, dtype and
+            memory layout, since logits depend on them in the last digit.
         progress: show a progress bar.
 
     Returns:
@@ -77,6 +79,7 @@ def certify_dataset(
         "sigma": smoothed.sigma, "n0": n0, "n": n, "alpha": alpha, "bound": bound, "seed": seed,
         "num_classes": smoothed.num_classes, "batch_size": batch_size,
         "model_sha256": fingerprint(smoothed.base_classifier),
+        **_arithmetic(smoothed.base_classifier, images),
     }  # fmt: skip
     # A call without images checks n0, n, alpha and bound before any file is touched.
     smoothed.certify(images[:0], n0, n, alpha, bound)
@@ -108,6 +111,14 @@ def fingerprint(model: Any) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _arithmetic(model: Any, images: Tensor) -> dict[str, str]:
+    """What decides the last digits of the logits: kind of device, dtype, layout of the weights."""
+    layout = "contiguous"
+    if isinstance(model, nn.Module) and not all(p.is_contiguous() for p in model.parameters()):
+        layout = "channels_last"
+    return {"device": images.device.type, "dtype": str(images.dtype), "layout": layout}
 
 
 def _noise_seed(seed: int, index: int) -> int:
@@ -209,3 +220,37 @@ def average_certified_radius(log: pd.DataFrame) -> tuple[float, float]:
     if len(radius) < 2:
         raise ValueError(f"log has {len(radius)} rows: expected at least 2")
     return float(radius.mean()), float(radius.std(ddof=1) / math.sqrt(len(radius)))
+
+
+def summary(logs: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> pd.DataFrame:
+    """One row per log: images, certified accuracy at each radius, ACR, its error, abstentions.
+
+    Args:
+        logs: by name, as :func:`read_log` returns them.
+        radii: in pixel units.
+
+    Returns:
+        A table by name; columns ``images``, ``r=...``, ``ACR``, ``s.e.``, ``abstained``, shares
+        in [0, 1].
+
+    Raises:
+        LogError: for a log without rows.
+    """
+    import pandas as pd
+
+    rows = {}
+    for name, log in logs.items():
+        if len(log) == 0:
+            raise LogError(f"the log {name} has no rows: certify at least one image first")
+        # One row has no standard error, but a run of one image must not end in an error.
+        acr, error = average_certified_radius(log) if len(log) > 1 else _only_row(log)
+        shares = zip(radii, certified_accuracy(log, radii), strict=True)
+        row = {"images": len(log)} | {f"r={radius:g}": float(share) for radius, share in shares}
+        abstained = float((log["predict"] == ABSTAIN).mean())
+        rows[name] = row | {"ACR": acr, "s.e.": error, "abstained": abstained}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _only_row(log: pd.DataFrame) -> tuple[float, float]:
+    row = log.iloc[0]
+    return (float(row["radius"]) if row["correct"] == 1 else 0.0), math.nan

@@ -1,4 +1,4 @@
-"""The command line: ``trustml train`` and ``trustml attack``; each explains itself with --help."""
+"""The command line: train, attack, certify, predict, plot; each explains itself with --help."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from trustml_helpers import attacks, data, models, objectives, robustness, training
+from trustml_helpers import attacks, cli_smoothing, data, models, objectives, robustness, training
+from trustml_helpers.certification import LogError
+from trustml_helpers.cli_smoothing import CheckpointArgument, Seed, Split, first, print_share
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
-                  help="Train and attack the networks of the course.")  # fmt: skip
+                  help="Train, attack, smooth and certify the networks of the course.")  # fmt: skip
+for _command_of_smoothing in (cli_smoothing.certify, cli_smoothing.predict, cli_smoothing.plot):
+    app.command()(_command_of_smoothing)
 
 
 class ObjectiveName(StrEnum):
@@ -37,9 +41,9 @@ class Norm(StrEnum):
     l2 = "l2"
 
 
-class Split(StrEnum):
-    train = "train"
-    test = "test"
+class Optimizer(StrEnum):
+    adam = "adam"
+    sgd = "sgd"
 
 
 class Rate(StrEnum):
@@ -53,7 +57,6 @@ StepSize = Annotated[
     float | None,
     typer.Option(help="Length of a PGD step; 2.5 * eps / steps (l2: 10 *) if not given."),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random; same seed, same result.")]
 
 
 @app.callback()
@@ -79,10 +82,16 @@ def train(
     sigma: Annotated[float, typer.Option(help="Standard deviation of the noise (gaussian).")] = 0.5,
     epochs: Annotated[int, typer.Option()] = 5,
     batch_size: Annotated[int, typer.Option()] = 128,
-    lr: Annotated[
-        float, typer.Option(help="Learning rate of Adam; its peak if triangular.")
-    ] = 1e-3,
+    optimizer: Annotated[
+        Optimizer,
+        typer.Option(help="sgd has Nesterov momentum 0.9 and weight decay 1e-4."),
+    ] = Optimizer.adam,
+    lr: Annotated[float, typer.Option(help="Learning rate; its peak if triangular.")] = 1e-3,
     rate: Annotated[Rate, typer.Option(help="How the learning rate changes.")] = Rate.constant,
+    channels_last: Annotated[
+        bool,
+        typer.Option(help="Memory layout of the weights; faster on most CPUs, other rounding."),
+    ] = False,
     validation: Annotated[
         int, typer.Option(help="Training images held out for validation.")
     ] = 5000,
@@ -108,15 +117,17 @@ def train(
     if validation < 1:
         raise ValueError(f"validation={validation}: expected at least 1 image")
     model = models.build(architecture, seed=seed)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(seed)
     inner = _attack(attack, norm, steps, step_size, keep="last", generator=generator)
     goal = _objective(objective, inner, eps, eps_ramp, clean_share, sigma, generator)
     train_part, held = data.train_validation_split(
-        *_first(data.load_mnist("train"), limit), validation, seed=seed
+        *first(data.load_mnist("train"), limit), validation, seed=seed
     )
     history = training.fit(
         model, train_part, goal, epochs=epochs, batch_size=batch_size, validation=held, seed=seed,
-        optimizer=partial(torch.optim.Adam, lr=lr),
+        optimizer=_optimizer(optimizer, lr),
         scheduler=training.triangular(lr) if rate is Rate.triangular else None,
     )  # fmt: skip
     typer.echo(history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
@@ -131,19 +142,19 @@ def train(
         "validation_accuracy": round(1 - float(history["error"].iloc[-1]), 4),
     }
     models.save(model, path, **about)  # before testing: a kill during the test loses nothing
-    test = _first(data.load_mnist("test"), limit)
+    test = first(data.load_mnist("test"), limit)
     about["test_images"] = len(test[0])
-    about["test_accuracy"] = _measure(model, test, seed)
+    noisy = {"sigma": sigma} if objective is ObjectiveName.gaussian else {}
+    about |= noisy | {"test_accuracy": _measure(model, test, seed, **noisy)}
     models.save(model, path, **about)
-    _print_accuracies(about["test_accuracy"], len(test[0]))
+    for key, share in about["test_accuracy"].items():
+        print_share(key, share, len(test[0]))
     typer.echo(f"wrote {path} and its card")
 
 
 @app.command()
 def attack(
-    model: Annotated[
-        str, typer.Argument(help="Name of a checkpoint, or path of a .safetensors file.")
-    ],
+    model: CheckpointArgument,
     attack: Annotated[AttackName, typer.Option()] = AttackName.pgd,
     norm: Annotated[Norm, typer.Option()] = Norm.linf,
     eps: Eps = 0.3,
@@ -166,7 +177,7 @@ def attack(
     if output is not None and not output.resolve().parent.is_dir():
         raise ValueError(f"output={str(output)!r}: the folder does not exist; create it first")
     network = models.load(model)
-    x, y = _first(data.load_mnist(split.value), limit)
+    x, y = first(data.load_mnist(split.value), limit)
     generator = torch.Generator().manual_seed(seed)
     one = partial(
         _attack(attack, norm, steps, step_size, restarts=restarts, generator=generator, loss=loss),
@@ -177,8 +188,8 @@ def attack(
     generator.manual_seed(seed)
     robust = robustness.robust_correct(network, x, y, one, batch_size=batch_size, progress=True)
     title = f"{attack.value} {norm.value} {eps:g}"
-    accuracies = {"clean": clean, title: robust}
-    _print_accuracies({k: v.double().mean().item() for k, v in accuracies.items()}, len(x))
+    for name, flags in {"clean": clean, title: robust}.items():
+        print_share(name, flags.double().mean().item(), len(x))
     if output is not None:
         import pandas as pd
 
@@ -231,22 +242,28 @@ def _describe(
     return f"{name.value} training against {against}, {norm.value}, eps {eps:g}{share}"
 
 
-def _measure(model: nn.Module, test: tuple[Tensor, Tensor], seed: int) -> dict[str, float]:
-    """What every card states: accuracy without attack and under PGD-40 at two radii."""
-    found = {"clean": robustness.accuracy(model, *test)}
-    for eps in (0.1, 0.3):
-        generator = torch.Generator().manual_seed(seed)
+def _optimizer(name: Optimizer, lr: float) -> training.MakeOptimizer:
+    if name is Optimizer.sgd:
+        return partial(torch.optim.SGD, lr=lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    return partial(torch.optim.Adam, lr=lr)
+
+
+def _measure(
+    model: nn.Module, test: tuple[Tensor, Tensor], seed: int, sigma: float | None = None
+) -> dict[str, float]:
+    """What a card states: accuracy on clean images, and on noisy ones if it was trained on them,
+    else under PGD-40 at two radii."""
+    x, y = test
+    found = {"clean": robustness.accuracy(model, x, y)}
+    generator = torch.Generator().manual_seed(seed)
+    if sigma is not None:
+        noise = torch.randn(x.shape, generator=generator)
+        found[f"noise {sigma:g}"] = robustness.accuracy(model, x + sigma * noise, y)
+    for eps in (0.1, 0.3) if sigma is None else ():
+        generator.manual_seed(seed)
         one = partial(attacks.pgd, eps=eps, steps=40, generator=generator)
         found[f"pgd-40 linf {eps}"] = robustness.robust_accuracy(model, *test, one, progress=True)
     return {key: round(value, 4) for key, value in found.items()}
-
-
-def _first(part: tuple[Tensor, Tensor], limit: int | None) -> tuple[Tensor, Tensor]:
-    if limit is None:
-        return part
-    if limit < 1:
-        raise ValueError(f"limit={limit}: expected at least 1 image")
-    return part[0][:limit], part[1][:limit]
 
 
 def _command(context: typer.Context, leave_out: tuple[str, ...]) -> str:
@@ -258,18 +275,14 @@ def _command(context: typer.Context, leave_out: tuple[str, ...]) -> str:
             continue
         if parameter.param_type_name == "option":
             words.append(parameter.opts[0])
-        words.append(str(value.value if isinstance(value, StrEnum) else value))
+        if value is not True:  # a flag has no value
+            words.append(str(value.value if isinstance(value, StrEnum) else value))
     return shlex.join(words)
-
-
-def _print_accuracies(accuracies: dict[str, float], images: int) -> None:
-    for name, share in accuracies.items():
-        typer.echo(f"{name:>20}  {100 * share:6.2f} %   of {images} images")
 
 
 def main() -> None:
     """Run the command line; what the user can mend is one sentence, not a traceback."""
-    expected = (ValueError, TypeError, OSError, models.CheckpointError, data.DataError)
+    expected = (ValueError, TypeError, OSError, models.CheckpointError, data.DataError, LogError)
     try:
         app()
     except (*expected, FloatingPointError) as error:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from trustml_helpers.figures import PALETTE, styled
+from trustml_helpers.figures import PALETTE, curves, styled
 
 _HATCHES = ("", "//", "..", "xx", "--")
 
@@ -88,3 +88,49 @@ def vote(
         title="class shares",
     )
     return fig
+
+
+def certified(
+    radii: Sequence[float], accuracies: Mapping[str, Any], *, title: str | None = None
+) -> Figure:
+    """Certified accuracy against the radius, one line per log.
+
+    Args:
+        radii: in pixel units, ``(m,)``.
+        accuracies: by name, shares in [0, 1], ``(m,)``.
+        title: over the figure.
+    """
+    return curves(
+        [(r"radius $r$ in $\ell_2$, pixel units", radii, accuracies)],
+        "certified accuracy",
+        titles=[title] if title else None,
+    )
+
+
+@styled
+def sandwich(
+    radii: Sequence[float],
+    certified: Sequence[float],
+    attacked: Sequence[float],
+    *,
+    names: tuple[str, str],
+    note: str = "",
+) -> Figure:
+    """Lower and upper bound on robust accuracy, and the band between them.
+
+    Args:
+        radii: in pixel units, ``(m,)``.
+        certified, attacked: shares in [0, 1] at each radius, ``(m,)``.
+        names: of the two lines.
+        note: a small line under the figure.
+    """
+    figure = curves(
+        [(r"radius $r$ in $\ell_2$, pixel units", radii,
+          {names[1]: attacked, names[0]: certified})],
+        "share of images", note=note, legend="lower left",
+    )  # fmt: skip
+    (axes,) = figure.axes
+    axes.fill_between(radii, certified, attacked, color=PALETTE[4], alpha=0.3, hatch="//",
+                      edgecolor="white", label="the truth lies here")  # fmt: skip
+    axes.legend(loc="lower left", fontsize=11)
+    return figure

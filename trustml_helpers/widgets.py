@@ -101,9 +101,11 @@ def _slider(
     name: str, value: float, low: float, high: float, step: float = 0.01
 ) -> ipywidgets.FloatSlider:
     """A slider that reports when it is let go: a picture is drawn once, not at every pixel."""
+    digits = 3 if step < 0.01 else 2
     return ipywidgets.FloatSlider(
-        value=value, min=low, max=high, step=step, description=name, continuous_update=False
-    )
+        value=value, min=low, max=high, step=step, description=name, continuous_update=False,
+        readout_format=f".{digits}f",
+    )  # fmt: skip
 
 
 def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 20) -> Explorer:
@@ -270,4 +272,54 @@ def smoothing_explorer(model: Any, *, num_classes: int, extent: float = 2.0) -> 
         ),
         x=_slider("x", 0.6, -extent, extent, 0.05),
         y=_slider("y", 0.3, -extent, extent, 0.05),
+    )
+
+
+def certification_explorer(
+    *, alpha: float = 0.001, sigma: float = 0.5, most: int = 5000
+) -> Explorer:
+    """Watch votes arrive: the observed share and its lower bound, and the radius that each gives.
+
+    Votes are drawn with a known probability p, so the true radius is known as well.
+
+    Args:
+        alpha: error probability of the bound.
+        sigma: standard deviation of the noise, in pixel units.
+        most: largest number of votes.
+    """
+
+    def draw(p: float, n: int, run: int) -> tuple[Figure, str]:
+        won = np.cumsum(np.random.default_rng(run).random(most) < p)
+        sizes = np.unique(np.geomspace(10, n, 80).astype(int))
+        share = won[sizes - 1] / sizes
+        bound = bounds.lower_conf_bound(won[sizes - 1], sizes, alpha)
+        lines = {"observed share": share, "lower bound": bound, "truth": np.full(len(sizes), p)}
+        # A share of 1 gives an infinite radius, which no axis can show.
+        reach = {k: bounds.certified_radius(v, sigma) for k, v in lines.items()}
+        drawn = {k: np.where(np.isfinite(v), v, np.nan).tolist() for k, v in reach.items()}
+        shares = {k: v.tolist() for k, v in lines.items()}
+        figure = figures.curves(
+            [("votes $n$", sizes.tolist(), each) for each in (shares, drawn)],
+            "",
+            ylim=None,
+            logx=True,
+            legend="lower right",
+            titles=["probability of class A", "radius, pixel units"],
+        )
+        plug_in, certified, true = (float(v[-1]) for v in reach.values())
+        verdict = "false" if plug_in > true else "true, by luck"
+        says = (
+            f"After {n} votes of run {run}: observed {share[-1]:.4f}, at least {bound[-1]:.4f}, "
+            f"true {p:.4f}. Radius {plug_in:.3f} from the share ({verdict}), {certified:.3f} "
+            f"certified, {true:.3f} true."
+        )
+        return figure, says
+
+    return Explorer(
+        draw,
+        p=_slider("p", 0.9, 0.4, 0.999, 0.001),
+        n=ipywidgets.IntSlider(
+            value=1000, min=20, max=most, step=20, description="votes", continuous_update=False
+        ),
+        run=ipywidgets.IntSlider(value=0, max=20, description="run", continuous_update=False),
     )
