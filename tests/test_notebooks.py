@@ -11,10 +11,11 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 
-from trustml_helpers import attacks, models, objectives, smoothing, theory, training
+from trustml_helpers import attacks, bounds, models, objectives, smoothing, theory, training
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("0*.ipynb"))
@@ -129,6 +130,33 @@ def test_some_results_are_compared_by_nbval(notebook):
     assert any("nbval-check-output" in cell.metadata.get("tags", []) for cell in notebook.cells)
 
 
+def test_every_slide_has_a_section_that_exists():
+    """Each "k Title" in the table is the (beginning of a) title in the notebook named before it."""
+    rows = (FOLDER.parent / "docs/slide_map.md").read_text().splitlines()
+    rows = [row.split("|")[2] for row in rows if row.startswith("| ") and "slide |" not in row]
+    assert len(rows) == 30  # the slides of the lecture
+    headings = {
+        path.stem[:2]: re.findall(
+            r"^## (\d+ .*)$",
+            "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells),
+            flags=re.M,
+        )
+        for path in PATHS
+    }
+    found = 0
+    for row in rows:
+        plain = re.sub(r"\[(\d\d)\]\([^)]*\)", r"\1", row)
+        notebook = ""
+        for part in re.split(r"[,;] | to ", plain):
+            if re.fullmatch(r"\s*0\d", part):
+                notebook = part.strip()
+            elif title := re.match(r"\s*(?:and |with )?(\d+ [A-Z][^(:?]*)", part):
+                wanted = title.group(1).strip()
+                assert any(h.replace("$", "").startswith(wanted) for h in headings[notebook]), row
+                found += 1
+    assert found >= 30
+
+
 # --- the notebooks' own algorithms, on inputs that the notebooks do not use ---------------------
 
 
@@ -232,3 +260,27 @@ def test_decide_cell():
         assert [a for a, t in zip(found, ties, strict=True) if not t] == [
             b for b, t in zip(package, ties, strict=True) if not t
         ]
+
+
+def test_lower_conf_bound_cell():
+    names = {"binom": scipy.stats.binom}
+    mine = defined("defines-lower-conf-bound", names)["lower_conf_bound"]
+    for k, n, alpha in ((0, 7, 0.01), (3, 7, 0.01), (7, 7, 0.2), (880, 1000, 1e-4)):
+        expected = float(bounds.lower_conf_bound(k, n, alpha))
+        assert mine(k, n, alpha) == pytest.approx(expected, abs=1e-10)
+
+
+def test_certify_cell():
+    names = {"norm": scipy.stats.norm, "smoothing": smoothing}
+    names["lower_conf_bound"] = lambda k, n, alpha: float(bounds.lower_conf_bound(k, n, alpha))
+    mine = defined("defines-certify", names)["certify"]
+    x = torch.linspace(-1, 1, 9)[:, None]
+    g = smoothing.SmoothedClassifier(lambda z: torch.cat([z, -z, 0 * z - 0.1], 1), 0.5, 3)
+    found = set()
+    for row in x:
+        expected = g.certify(row[None], 10, 80, 0.01, generator=torch.Generator().manual_seed(5))
+        label, radius = mine(g, row, 10, 80, 0.01, torch.Generator().manual_seed(5))
+        assert label == int(expected.prediction)
+        assert radius == pytest.approx(float(expected.radius), abs=1e-10)
+        found.add(label)
+    assert found == {0, 1, smoothing.ABSTAIN}
