@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from trustml_helpers import certification, models
+from trustml_helpers import bounds, certification, data, models
 from trustml_helpers.certification import LogError
 from trustml_helpers.smoothing import SmoothedClassifier
 
@@ -187,3 +189,27 @@ def test_every_image_gets_noise_of_its_own(tmp_path):
     labels = torch.zeros(8, dtype=torch.long)
     table = certification.certify_dataset(g, images, labels, tmp_path / "log.tsv", **SETTINGS)
     assert table["count_0"].nunique() > 1
+
+
+STORED = sorted((data.data_folder() / "results").rglob("*.tsv"))
+
+
+@pytest.mark.parametrize("path", STORED, ids=[path.stem for path in STORED])
+def test_stored_logs_follow_from_their_counts_and_a_shipped_network(path):
+    log, about = certification.read_log(path), json.loads(path.with_suffix(".json").read_text())
+    model = models.load(f"mnist_lenet_gaussian_{about['sigma']}")
+    assert certification.fingerprint(model) == about["model_sha256"]
+    counts = log[[f"count_{k}" for k in range(10)]].to_numpy()
+    assert (counts.sum(axis=1) == about["n"]).all()
+    k = counts[range(len(log)), log["predict"].clip(lower=0)]
+    lower = bounds.lower_conf_bound(k, about["n"], about["alpha"])
+    radius = np.where(log["predict"] >= 0, bounds.certified_radius(lower, about["sigma"]), 0)
+    assert np.all(log["radius"] <= radius)
+    assert np.allclose(log["radius"], radius, atol=1.1e-6)
+    labels = data.load_mnist("test")[1][log["idx"].tolist()].numpy()
+    assert (log["label"] == labels).all()
+    assert (log["correct"] == (log["predict"] == labels)).all()
+
+
+def test_stored_logs_are_found():
+    assert len(STORED) >= 3

@@ -1,0 +1,187 @@
+"""The sequential test and the anytime bound, against enumeration in exact fractions and mpmath."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import comb
+
+import mpmath
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from trustml_helpers import bounds, sequential
+
+
+def by_enumeration(p, sizes, success):
+    """Probability of ever crossing, carried in exact fractions over every count."""
+    alive, crossed, before = {0: Fraction(1)}, Fraction(0), 0
+    for size, boundary in zip(sizes, success, strict=True):
+        m, after = int(size) - before, {}
+        for count, mass in alive.items():
+            for k in range(m + 1):
+                weight = comb(m, k) * p**k * (1 - p) ** (m - k)
+                after[count + k] = after.get(count + k, 0) + mass * weight
+        crossed += sum(mass for count, mass in after.items() if count >= boundary)
+        alive = {count: mass for count, mass in after.items() if count < boundary}
+        before = int(size)
+    return crossed
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(1, 19), st.data())
+def test_crossing_probability_is_exact(steps, twentieths, data):
+    sizes = np.cumsum(steps)
+    success = [data.draw(st.integers(0, int(n) + 1)) for n in sizes]
+    p = Fraction(twentieths, 20)
+    expected = float(by_enumeration(p, sizes, success))
+    found = sequential.crossing_probability(float(p), sizes, success)
+    assert found == pytest.approx(expected, rel=1e-12, abs=1e-23)
+
+
+@pytest.mark.parametrize("p", [0.5, 0.8, 0.97])
+@pytest.mark.parametrize("alpha", [0.05, 0.001])
+def test_boundaries_are_the_smallest_that_keep_the_spending_plan(p, alpha):
+    sizes = [8, 15, 30, 40]
+    plan = sequential.plan([p], alpha, sizes)
+    spend = sequential.spending(4, alpha)
+    for look in range(1, 5):
+        u = plan.success[0][:look].copy()
+        spent = float(by_enumeration(Fraction(p), sizes[:look], u))
+        assert spent <= spend[look - 1]
+        if u[-1] > 0:
+            u[-1] -= 1
+            assert float(by_enumeration(Fraction(p), sizes[:look], u)) > spend[look - 1]
+
+
+def test_a_single_look_is_the_fixed_sample_test():
+    """One look: certify exactly where the Clopper-Pearson bound reaches the null value."""
+    for p, n, alpha in ((0.7, 50, 0.01), (0.9, 400, 0.001)):
+        plan = sequential.plan([p], alpha, [n])
+        k = np.arange(n + 1)
+        certified = bounds.lower_conf_bound(k, n, alpha) >= p
+        assert plan.success[0, 0] == (int(k[certified][0]) if certified.any() else n + 1)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.001, 1e-6])
+def test_error_is_at_most_alpha_and_nearly_all_of_it_is_used(alpha):
+    sizes = sequential.looks(20_000)
+    grid = stats.norm.cdf(np.linspace(0.1, 3, 30))
+    plan = sequential.plan(grid, alpha, sizes)
+    assert (plan.error <= alpha).all()
+    assert plan.error[:20].min() > 0.6 * alpha
+    for p, success in zip(grid[:10], plan.success[:10], strict=True):
+        for lower in (0.9 * p, 0.99 * p):
+            assert sequential.crossing_probability(lower, sizes, success) <= alpha
+
+
+def test_boundaries_rise_with_the_radius_also_on_a_fine_grid():
+    """Without the running maximum some boundaries of this grid fall."""
+    grid, sizes = stats.norm.cdf(np.arange(0.5, 0.7, 0.0005)), sequential.looks(3000)
+    plan = sequential.plan(grid, 0.001, sizes)
+    assert (np.diff(plan.success, axis=0) >= 0).all()
+    spend = sequential.spending(len(sizes), 0.001)
+    raw = np.stack([sequential._boundary(p, plan.looks, spend) for p in grid])
+    assert (np.diff(raw, axis=0) < 0).any()
+    assert (plan.error <= 0.001).all()
+
+
+def test_futility_never_meets_success_and_ends_every_path():
+    plan = sequential.plan([0.6, 0.9], 0.001, sequential.looks(2000))
+    assert (plan.futility < plan.success).all()
+    assert (plan.futility[:, -1] == plan.success[:, -1] - 1).all()
+    cdf = stats.binom.cdf(plan.futility[:, :-1], plan.looks[None, :-1], plan.p_null[:, None])
+    reach = plan.futility[:, :-1] + (plan.looks[-1] - plan.looks[:-1])
+    assert ((cdf <= 0.001) | (reach < plan.success[:, -1:])).all()
+
+
+def test_looks_and_spending():
+    found = sequential.looks(100_000)
+    assert found[0] == 50
+    assert found[-1] == 100_000
+    assert (np.diff(found) > 0).all()
+    assert sequential.looks(20).tolist() == [20]
+    assert sequential.spending(1, 0.01).tolist() == [0.01]
+    spend = sequential.spending(11, 0.01)
+    assert spend[9] == pytest.approx(0.001)
+    assert spend[10] == 0.01
+    assert (np.diff(spend) > 0).all()
+
+
+def test_plans_are_cached():
+    a = sequential.plan([0.7], 0.01, [10, 20])
+    assert sequential.plan(np.array([0.7]), 0.01, np.array([10, 20])) is a
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([0.5, 0.4], 0.01, [10]), "p_null"),
+        (([1.0], 0.01, [10]), "p_null"),
+        (([0.5], 0.0, [10]), "alpha"),
+        (([0.5], 0.01, [10, 10]), "sizes"),
+        (([0.5], 0.01, []), "sizes"),
+    ],
+)
+def test_bad_arguments_of_plan(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sequential.plan(*arguments)
+    with pytest.raises(ValueError, match="beta"):
+        sequential.plan([0.5], 0.01, [10], beta=1.0)
+    with pytest.raises(ValueError, match="growth"):
+        sequential.looks(10, growth=1.0)
+    with pytest.raises(ValueError, match="n_max=0"):
+        sequential.looks(0)
+
+
+# --- the anytime bound ---------------------------------------------------------------------------
+
+
+def evidence(p, k, n):
+    """M(p) from its definition: a mixture of likelihood ratios over q in (p, 1)."""
+    mpmath.mp.dps = 30
+    weight = lambda q: q ** mpmath.mpf(-0.5) * (1 - q) ** mpmath.mpf(-0.5)  # noqa: E731
+    ratio = lambda q: (q / p) ** k * ((1 - q) / (1 - p)) ** (n - k)  # noqa: E731
+    points = sorted({mpmath.mpf(p), mpmath.mpf(max(p, min(k / n, 0.999))), mpmath.mpf(1)})
+    return (mpmath.quad(lambda q: weight(q) * ratio(q), points)
+            / mpmath.quad(weight, [mpmath.mpf(p), 1]))  # fmt: skip
+
+
+@pytest.mark.parametrize(("k", "n"), [(7, 10), (45, 50), (90, 100), (30, 100)])
+@pytest.mark.parametrize("alpha", [0.05, 0.001])
+def test_the_anytime_bound_is_where_the_evidence_is_enough(k, n, alpha):
+    found = float(sequential.anytime_lower_bound(k, n, alpha))
+    assert 0 < found < k / n
+    assert float(evidence(found, k, n)) * alpha == pytest.approx(1, rel=1e-6)
+
+
+@pytest.mark.parametrize("p", [0.5, 0.9])
+def test_the_anytime_bound_holds_at_all_times_at_once(p):
+    """Exact probability that it is ever above p within 200 trials."""
+    sizes = np.arange(1, 201)
+    first = []
+    for n in sizes:
+        k = np.arange(n + 1)
+        above = np.nonzero(sequential.anytime_lower_bound(k, n, 0.05) > p)[0]
+        first.append(int(above[0]) if len(above) else n + 1)
+    error = sequential.crossing_probability(p, sizes, first)
+    assert 0.005 < error <= 0.05
+    # Clopper-Pearson, looked at after every vote, is not valid: the test can fail.
+    naive = []
+    for n in sizes:
+        above = np.nonzero(bounds.lower_conf_bound(np.arange(n + 1), n, 0.05) > p)[0]
+        naive.append(int(above[0]) if len(above) else n + 1)
+    assert sequential.crossing_probability(p, sizes, naive) > 0.1
+
+
+def test_the_anytime_bound_at_the_ends():
+    assert float(sequential.anytime_lower_bound(0, 10, 0.01)) == 0
+    found = sequential.anytime_lower_bound(
+        [10, 1000, 100_000, 10**8], [10, 1000, 100_000, 10**8], 0.001
+    )
+    assert (np.diff(found) > 0).all()
+    assert found[0] > 0
+    assert found[-1] < 1
+    with pytest.raises(ValueError, match="k=11"):
+        sequential.anytime_lower_bound(11, 10, 0.01)
