@@ -243,6 +243,23 @@ def test_plot_draws_logs_of_both_formats(trustml, tmp_path):
     assert not (tmp_path / "d.png").exists()
 
 
+def test_audit_reads_the_settings_beside_the_log(trustml, smoothed, tmp_path):
+    log = tmp_path / "log.tsv"
+    trustml(f"certify {smoothed} {log} --n0 10 --n 1000 --every 2000")
+    code, out, err = trustml(f"audit {log}")
+    assert code == 0, err
+    assert "impossible under alpha 0.001, n 1,000: none" in out
+    log.write_text(log.read_text() + log.read_text().splitlines()[-1] + "\n")  # a row twice
+    code, out, _ = trustml(f"audit {log}")
+    assert code == 1
+    assert "repeated: 1 (idx 8000)" in out
+    log.with_suffix(".json").unlink()
+    code, _, err = trustml(f"audit {log}")
+    assert code == 2
+    assert "pass --sigma" in err
+    assert trustml(f"audit {log} --sigma 0.5")[0] == 1
+
+
 def test_help_of_every_command(trustml):
     for line, word in (
         ("--help", "certify"),

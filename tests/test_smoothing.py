@@ -12,7 +12,7 @@ import scipy.stats
 import torch
 from helpers import Awkward, assert_same, snapshot
 
-from trustml_helpers import attacks, bounds, models, smoothing
+from trustml_helpers import attacks, bounds, models, sequential, smoothing
 from trustml_helpers.smoothing import ABSTAIN, SmoothedClassifier
 
 Phi = scipy.stats.norm.cdf
@@ -274,3 +274,75 @@ def test_pgd_smoothed_attacks_g_along_the_known_direction():
                                  generator=seeded())  # fmt: skip
     expected = x - 0.2 * torch.tensor([1.0, 0, 0, 0])
     assert torch.allclose(x_adv, expected, atol=1e-3)
+
+
+def test_certify_at_radius_errs_as_rarely_as_its_plan_says():
+    """Images exactly on the edge of the radius: the share certified is the exact error of the plan.
+
+    40,000 images; false alarm 2e-6 (both sides); an error of 1.3 alpha would be noticed with
+    probability above 0.99.
+    """
+    alpha, images, distance = 0.05, 40_000, 1.0
+    g = SmoothedClassifier(halfspace, 1.0, 2)
+    x = torch.full((images, 1), distance)
+    found = g.certify_at_radius(
+        x, distance, alpha, 300, n0=40, generator=seeded(1), batch_size=2**15
+    )
+    plan = sequential.plan([scipy.stats.norm.cdf(distance)], alpha, sequential.looks(300))
+    false = int(found.certified.sum())
+    assert plan.error[0] <= alpha
+    assert false <= scipy.stats.binom.isf(1e-6, images, plan.error[0])
+    # Giving up early, which is not binding, loses a little of it.
+    assert false >= scipy.stats.binom.ppf(1e-6, images, 0.9 * plan.error[0])
+    assert (found.prediction[found.certified] == 0).all()
+
+
+def test_a_grid_of_radii_in_one_run_needs_no_correction():
+    """A share above alpha of images with too large a radius: false alarm below 1e-6."""
+    alpha, images, distance = 0.05, 20_000, 0.7
+    g = SmoothedClassifier(halfspace, 1.0, 2)
+    grid = [0.2, 0.4, 0.6, 0.8, 1.0, 1.2]
+    found = g.certify_at_radius(torch.full((images, 1), distance), grid, alpha, 400, n0=40,
+                                generator=seeded(2), batch_size=2**15)  # fmt: skip
+    assert int((found.radius > distance).sum()) <= scipy.stats.binom.isf(1e-6, images, alpha)
+    assert set(found.radius.tolist()) <= {0.0, *grid}
+    assert (found.radius >= 0.4).float().mean() > 0.9
+    assert torch.equal(found.certified, found.radius > 0)
+    assert torch.equal(found.prediction == ABSTAIN, ~found.certified)
+
+
+def test_certify_at_radius_stops_when_the_answer_is_clear():
+    seen = []
+
+    def spy(x):
+        seen.append(len(x))
+        return halfspace(x)
+
+    g = SmoothedClassifier(spy, 0.5, 2)
+    x = torch.tensor([[3.0], [0.5], [0.01], [-3.0]])
+    found = g.certify_at_radius(x, 0.48, 0.001, 20_000, generator=seeded())
+    assert found.samples.sum() == sum(seen)
+    assert found.certified.tolist() == [True, found.certified[1].item(), False, True]
+    assert found.prediction[[0, 2, 3]].tolist() == [0, ABSTAIN, 1]
+    clear, narrow, hopeless, _ = found.samples.tolist()
+    assert max(clear, hopeless) < 400 < 10_000 < narrow <= 20_100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"radius": 0.0}, "radius=0"),
+        ({"radius": [0.5, 0.4]}, "increasing"),
+        ({"n_max": 10}, "use at least n_max=41"),
+        ({"n_max": 0}, "n_max=0"),
+        ({"alpha": 0.0}, "alpha=0"),
+        ({"n0": 0}, "n0=0"),
+    ],
+)
+def test_bad_arguments_of_certify_at_radius(change, message):
+    g = SmoothedClassifier(halfspace, 1.0, 2)
+    arguments = {"radius": 1.0, "alpha": 0.001, "n_max": 1000} | change
+    with pytest.raises(ValueError, match=message):
+        g.certify_at_radius(torch.zeros(1, 1), **arguments)
+    g.certify_at_radius(torch.zeros(1, 1), 1.0, 0.001, 41)
+    assert g.certify_at_radius(torch.zeros(0, 1), 1.0, 0.001, 41).samples.shape == (0,)

@@ -25,6 +25,7 @@ _MODULES = (
     "models",
     "objectives",
     "robustness",
+    "sequential",
     "smoothing",
     "theory",
     "training",

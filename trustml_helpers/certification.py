@@ -15,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from trustml_helpers.audit import Audit, audit_log
 from trustml_helpers.models import replace_file
 from trustml_helpers.robustness import progress_bar
 from trustml_helpers.smoothing import ABSTAIN, SmoothedClassifier
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
     Log = pd.DataFrame
 
+__all__ = [
+    "Audit", "LogError", "audit_log", "average_certified_radius", "certified_accuracy",
+    "certify_dataset", "fingerprint", "read_log", "summary",
+]  # fmt: skip
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 
 

@@ -1,4 +1,4 @@
-"""The command line: train, attack, certify, predict, plot; each explains itself with --help."""
+"""The command line: train, attack, certify, predict, plot, audit; each has a --help."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ from trustml_helpers.cli_smoothing import CheckpointArgument, Seed, Split, first
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
                   help="Train, attack, smooth and certify the networks of the course.")  # fmt: skip
-for _command_of_smoothing in (cli_smoothing.certify, cli_smoothing.predict, cli_smoothing.plot):
+for _command_of_smoothing in (
+    cli_smoothing.certify,
+    cli_smoothing.predict,
+    cli_smoothing.plot,
+    cli_smoothing.audit,
+):
     app.command()(_command_of_smoothing)
 
 

@@ -1,7 +1,8 @@
-"""The commands of randomized smoothing: certify, predict, plot; and options that all share."""
+"""The commands of smoothing: certify, predict, plot, audit; and options that all share."""
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -132,6 +133,39 @@ def plot(
     )
     figure.savefig(output)
     typer.echo(f"wrote {output}")
+
+
+def audit(
+    log: Annotated[Path, typer.Argument(help="Certification log, one-class radii.")],
+    sigma: Annotated[
+        float | None, typer.Option(help="Standard deviation; from the log's JSON if not given.")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Stated error probability; from the JSON if not given.")
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option(help="Stated estimation samples; from the JSON if not given.")
+    ] = None,
+) -> None:
+    """Check a log: which alpha and n can have given these radii, which rows cannot be right?
+
+    Ends with exit code 1 if anything is wrong.
+    """
+    table = certification.read_log(log)
+    beside = log.with_suffix(".json")
+    known = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+    if known.get("bound", "one_class") != "one_class":
+        raise ValueError(f"{log} holds {known['bound']} radii; the audit knows one-class radii")
+    if sigma is None and "sigma" not in known:
+        raise ValueError(f"sigma: {beside} does not exist; pass --sigma")
+    if alpha is None and n is None:
+        alpha, n = known.get("alpha"), known.get("n")
+    found = certification.audit_log(
+        table, known["sigma"] if sigma is None else sigma, alpha=alpha, n=n
+    )
+    typer.echo(str(found))
+    if not found.passed:
+        raise typer.Exit(1)
 
 
 def first(part: tuple[Tensor, Tensor], limit: int | None) -> tuple[Tensor, Tensor]:

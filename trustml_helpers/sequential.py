@@ -109,7 +109,7 @@ def plan(
 
     >>> found = plan([0.5], 0.01, [10, 20])
     >>> found.success.tolist(), bool(found.error[0] <= 0.01)
-    ([[11, 16]], True)
+    ([[10, 16]], True)
     """
     p = np.atleast_1d(np.asarray(p_null, dtype=float))
     if not (np.all((p > 0) & (p < 1)) and np.all(np.diff(p) > 0)):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 from torch import Tensor
 
-from trustml_helpers import bounds
+from trustml_helpers import bounds, sequential
 from trustml_helpers.attacks import given_or_fresh
 from trustml_helpers.models import unchanged
 
@@ -30,6 +30,15 @@ class Certificates(NamedTuple):
     radius: Tensor  # float64 (b,), l2 in pixel units, 0 where abstained
     counts: Tensor  # int64 (b, K), votes of the n estimation samples
     p_a: Tensor  # float64 (b,), lower confidence bound of the selected class
+
+
+class RadiusCertificates(NamedTuple):
+    """What the sequential test found, per image."""
+
+    prediction: Tensor  # int64 (b,), ABSTAIN where no radius of the grid is certified
+    certified: Tensor  # bool (b,), whether any is; with a single radius, whether it is
+    radius: Tensor  # float64 (b,), the largest certified radius of the grid, 0 if none
+    samples: Tensor  # int64 (b,), noisy copies used, the n0 selection samples included
 
 
 class SmoothedClassifier:
@@ -202,6 +211,82 @@ class SmoothedClassifier:
         radius, p_a = radii(counts, top, n, alpha, self.sigma, bound)
         prediction = torch.where(torch.as_tensor(radius > 0), top.cpu(), ABSTAIN)
         return Certificates(prediction, torch.as_tensor(radius), counts, torch.as_tensor(p_a))
+
+    def certify_at_radius(
+        self,
+        x: Tensor,
+        radius: float | Sequence[float],
+        alpha: float,
+        n_max: int,
+        *,
+        n0: int = 100,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+    ) -> RadiusCertificates:
+        """Is g certified at this radius? Samples only until the answer is clear.
+
+        A group-sequential test of "p_A is at most ``Phi(radius / sigma)``" for the class that n0
+        samples select. For each image, with probability at least ``1 - alpha``, a certified
+        radius is true. With a grid of radii one run answers for all of them, at the same alpha:
+        the boundaries rise with the radius, so a false claim means that one fixed test erred.
+
+        Args:
+            x, generator, batch_size: as for :meth:`sample_under_noise`.
+            radius: in pixel units, above 0; or an increasing grid of radii.
+            alpha: error probability in (0, 1), per image; spent as :func:`sequential.spending`
+                says, 10 % before the last look.
+            n_max: largest number of estimation samples; enough that n_max equal votes would
+                certify the smallest radius.
+            n0: selection samples; they are counted in ``samples``, not in ``n_max``.
+
+        Returns:
+            :class:`RadiusCertificates`, per image.
+
+        Raises:
+            ValueError: for arguments out of range; an n_max too small is one.
+
+        Source: Jennison & Turnbull (1999); boundaries by :func:`sequential.plan`.
+
+        >>> g = SmoothedClassifier(lambda x: torch.stack([x.sum(1), -x.sum(1)], 1), 1.0, 2)
+        >>> x = torch.tensor([[2.0, 2.0]])  # at distance 2.83 from the border
+        >>> found = g.certify_at_radius(x, 1.0, 0.001, 10_000)
+        >>> found.certified.tolist(), bool(found.samples[0] < 1000)
+        ([True], True)
+        """
+        _check(x, n0, 1, name="n0")
+        grid = np.atleast_1d(np.asarray(radius, dtype=float))
+        if not (np.all(np.isfinite(grid) & (grid > 0)) and np.all(np.diff(grid) > 0)):
+            raise ValueError(f"radius={radius}: expected increasing values above 0")
+        sizes = sequential.looks(n_max)
+        plan = sequential.plan(special.ndtr(grid / self.sigma), alpha, sizes)
+        if plan.success[0, -1] > n_max:
+            share = (1 - sequential.EARLY) * alpha
+            least = math.ceil(math.log(share) / special.log_ndtr(grid[0] / self.sigma))
+            raise ValueError(
+                f"n_max={n_max}: even {n_max} equal votes do not certify radius {grid[0]:g} at "
+                f"alpha={alpha}; use at least n_max={least}"
+            )
+        generator = given_or_fresh(generator, x)
+        top = self.sample_under_noise(x, n0, generator, batch_size).argmax(1)
+        votes = np.zeros(len(x), dtype=np.int64)
+        used = np.full(len(x), n0, dtype=np.int64)
+        reached = np.zeros(len(x), dtype=np.int64)  # how many radii of the grid are certified
+        undecided = np.ones((len(x), len(grid)), dtype=bool)
+        for look, more in enumerate(np.diff(sizes, prepend=0)):
+            rows = torch.as_tensor(np.flatnonzero(undecided.any(axis=1)), device=x.device)
+            if len(rows) == 0:
+                break
+            counts = self.sample_under_noise(x[rows], int(more), generator, batch_size)
+            here = rows.cpu().numpy()
+            votes[here] += counts.gather(1, top[rows][:, None])[:, 0].cpu().numpy()
+            used[here] += more
+            crossed = votes[here, None] >= plan.success[:, look]
+            given_up = votes[here, None] <= plan.futility[:, look]
+            reached[here] = np.maximum(reached[here], crossed.sum(axis=1))
+            undecided[here] &= ~(crossed | given_up)
+        largest = torch.as_tensor(np.append(0.0, grid)[reached])
+        prediction = torch.where(largest > 0, top.cpu(), ABSTAIN)
+        return RadiusCertificates(prediction, largest > 0, largest, torch.as_tensor(used))
 
 
 def decide(counts: Tensor, alpha: float) -> Tensor:

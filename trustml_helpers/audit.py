@@ -1,0 +1,220 @@
+"""Audit of a certification log: can these radii have come from whole numbers of votes?
+
+A radius in a log is ``sigma * Phi^-1`` of a Clopper-Pearson bound for some count k of n, printed
+with a few digits. Near the largest radii the possible values lie far apart, so the printed ones
+betray which alpha and n were really used.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trustml_helpers import bounds
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Floats = NDArray[np.float64]
+
+ALPHAS = (0.05, 0.01, 0.005, 0.001, 0.0001)
+SIZES = (1_000, 10_000, 100_000)
+_SLACK = 1e-9  # of a printed number read back as a float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What :func:`audit_log` found; ``print`` it, or look at the fields.
+
+    Attributes:
+        rows: number of rows.
+        fits: every ``(alpha, n)`` of the grid under which all radii are possible.
+        impossible: idx of rows whose radius no count gives under the stated alpha and n.
+        rounded_up: idx of rows possible only if the radius was rounded up: they claim too much.
+        missing: idx that the regular step of the log skips.
+        repeated: idx that occur more than once.
+        inconsistent: idx of rows that contradict themselves: ``correct`` against ``predict`` and
+            ``label``, a radius without a class, counts that do not give the radius.
+    """
+
+    rows: int
+    fits: tuple[tuple[float, int], ...]
+    stated: tuple[float, int] | None
+    impossible: tuple[int, ...] = ()
+    rounded_up: tuple[int, ...] = ()
+    missing: tuple[int, ...] = ()
+    repeated: tuple[int, ...] = ()
+    inconsistent: tuple[int, ...] = field(default=())
+
+    @property
+    def passed(self) -> bool:
+        """Nothing is wrong: every row is possible as stated, none twice, none missing."""
+        wrong = (self.impossible, self.rounded_up, self.missing, self.repeated, self.inconsistent)
+        return not any(wrong) and bool(self.fits)
+
+    def __str__(self) -> str:
+        pairs = ", ".join(f"alpha {alpha:g} with n {n:,}" for alpha, n in self.fits) or "none"
+        lines = [f"{self.rows} rows; settings of the grid that fit every radius: {pairs}"]
+        if self.stated:
+            alpha, n = self.stated
+            lines.append(f"impossible under alpha {alpha:g}, n {n:,}: {_some(self.impossible)}")
+            lines.append(f"rounded up: {_some(self.rounded_up)}")
+        for name in ("missing", "repeated", "inconsistent"):
+            lines.append(f"{name}: {_some(getattr(self, name))}")
+        return "\n".join(lines)
+
+
+def audit_log(
+    log: pd.DataFrame,
+    sigma: float,
+    *,
+    alpha: float | None = None,
+    n: int | None = None,
+    alphas: Sequence[float] = ALPHAS,
+    sizes: Sequence[int] = SIZES,
+) -> Audit:
+    """Which settings can have made this log, and which rows cannot be right?
+
+    Args:
+        log: as ``certification.read_log`` returns it; one-class radii.
+        sigma: standard deviation of the noise, above 0, in pixel units.
+        alpha, n: the stated settings, both or neither; with counts in the log they are checked
+            against them as well.
+        alphas, sizes: the grid of settings to try; the stated pair is added to it.
+
+    Returns:
+        An :class:`Audit`.
+
+    Raises:
+        ValueError: for a sigma out of range, or only one of alpha and n.
+
+    Source: Clopper & Pearson (1934) bounds of whole counts, as in Cohen et al. (2019).
+
+    >>> import pandas as pd
+    >>> log = pd.DataFrame({"idx": [0, 1], "label": [3, 3], "predict": [3, 3],
+    ...                     "radius": [0.616, 0.589], "correct": [1, 1]})
+    >>> audit_log(log, 0.25, sizes=[1000]).fits  # 0.616: all of 1,000 votes, at this alpha only
+    ((0.001, 1000),)
+    """
+    if not (math.isfinite(sigma) and sigma > 0):
+        raise ValueError(f"sigma={sigma}: expected a finite number above 0, in pixel units")
+    if (alpha is None) != (n is None):
+        raise ValueError(f"alpha={alpha}, n={n}: expected both or neither")
+    idx = log["idx"].to_numpy()
+    radius = log["radius"].to_numpy(dtype=float)
+    claimed = radius > 0
+    unit, fixed = _printed_units(radius)
+    pairs = [(float(a), int(m)) for a in alphas for m in sizes]
+    stated = (float(alpha), int(n)) if alpha is not None and n is not None else None
+    if stated and stated not in pairs:
+        pairs.append(stated)
+    explained = {pair: _explained(radius, unit, sigma, *pair) for pair in pairs}
+    # A program rounds all its radii the same way. A format with significant digits rounds to
+    # nearest; one with a fixed number of decimals may have rounded down before.
+    fits = [pair for pair, (near, down) in explained.items()
+            if near[claimed].all() or (fixed and down[claimed].all())]  # fmt: skip
+    impossible = up = np.zeros(len(log), dtype=bool)
+    if stated:
+        near, down = explained[stated]
+        impossible = claimed & ~near & ~(down & fixed)
+        up = claimed & near & ~down
+    repeated = sorted({int(i) for i in idx[_duplicated(idx)]})
+    return Audit(
+        len(log), tuple(fits), stated, _pick(idx, impossible), _pick(idx, up),
+        _missing(idx), tuple(repeated), _pick(idx, _inconsistent(log, sigma, stated, unit)),
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def _possible_radii(alpha: float, n: int) -> Floats:
+    """Every radius above 0 that n votes can give, in units of sigma, increasing."""
+    k = np.arange(n // 2, n + 1)
+    radii = bounds.certified_radius(bounds.lower_conf_bound(k, n, alpha), 1.0)
+    return radii[radii > 0]
+
+
+def _explained(
+    radius: Floats, unit: Floats, sigma: float, alpha: float, n: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether some possible radius is printed like this by rounding to nearest, and by rounding
+    down."""
+    possible = sigma * _possible_radii(alpha, n)
+
+    def between(low: Floats, high: Floats) -> NDArray[np.bool_]:
+        first = np.searchsorted(possible, low - _SLACK)
+        return first < np.searchsorted(possible, high + _SLACK, side="right")
+
+    return between(radius - unit / 2, radius + unit / 2), between(radius, radius + unit)
+
+
+def _printed_units(radius: Floats) -> tuple[Floats, bool]:
+    """The last printed digit of each radius, from the digits that the whole log shows, and
+    whether the number of decimals is fixed.
+
+    Logs with few significant digits (Cohen et al. print 3) have them in every row; logs with a
+    fixed number of decimals (ours: 6) show more significant digits than that somewhere.
+    """
+    digits, decimals = 1, 0
+    for value in radius[radius > 0]:
+        mantissa, _, fraction = f"{value:.9f}".rstrip("0").partition(".")
+        digits = max(digits, len((mantissa + fraction).lstrip("0")))
+        decimals = max(decimals, len(fraction))
+    if digits > 4:
+        return np.full(len(radius), 10.0**-decimals), True
+    leading = np.floor(np.log10(np.where(radius > 0, radius, 1.0)))
+    return 10.0 ** (leading - digits + 1), False
+
+
+def _inconsistent(
+    log: pd.DataFrame,
+    sigma: float,
+    stated: tuple[float, int] | None,
+    unit: Floats,
+) -> NDArray[np.bool_]:
+    predict, radius = log["predict"].to_numpy(), log["radius"].to_numpy(dtype=float)
+    wrong = (predict == log["label"].to_numpy()) != (log["correct"].to_numpy() == 1)
+    wrong |= (predict < 0) & (radius > 0)
+    names = [name for name in log.columns if str(name).startswith("count_")]
+    if not names or stated is None:
+        return wrong
+    alpha, n = stated
+    counts = log[names].to_numpy()
+    of_class = counts[np.arange(len(log)), np.clip(predict, 0, len(names) - 1)]
+    expected = bounds.certified_radius(
+        bounds.lower_conf_bound(np.minimum(of_class, n), n, alpha), sigma
+    )
+    expected = np.where(predict >= 0, expected, 0.0)
+    return wrong | (counts.sum(axis=1) > n) | (np.abs(radius - expected) > unit + _SLACK)
+
+
+def _missing(idx: NDArray[np.int64]) -> tuple[int, ...]:
+    present = np.unique(idx)
+    if len(present) < 3:
+        return ()
+    steps = np.diff(present)
+    step = int(np.bincount(steps).argmax())
+    return tuple(
+        sorted(set(range(int(present[0]), int(present[-1]), step)) - set(present.tolist()))
+    )
+
+
+def _duplicated(idx: NDArray[np.int64]) -> NDArray[np.bool_]:
+    values, counts = np.unique(idx, return_counts=True)
+    return np.isin(idx, values[counts > 1])
+
+
+def _pick(idx: NDArray[np.int64], flags: NDArray[np.bool_]) -> tuple[int, ...]:
+    return tuple(int(i) for i in idx[flags])
+
+
+def _some(rows: tuple[int, ...]) -> str:
+    if not rows:
+        return "none"
+    more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+    return f"{len(rows)} (idx {', '.join(map(str, rows[:5]))}{more})"
