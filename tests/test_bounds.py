@@ -149,3 +149,35 @@ def test_bad_counts(k, n, alpha, message):
 def test_bad_probabilities(p_a, p_b, sigma, message):
     with pytest.raises(ValueError, match=message):
         bounds.two_class_radius(p_a, p_b, sigma)
+
+
+@pytest.mark.parametrize("alpha", [1e-12, 0.001, 0.3])
+def test_exact_coverage_for_every_n_up_to_200(alpha):
+    """The error is largest just below a bound L(m), where it tends to P(Bin(n, L(m)) >= m): all
+    200 n and all m are gone through, so this covers every p."""
+    for n in range(1, 201):
+        m = np.arange(1, n + 1)
+        lower = bounds.lower_conf_bound(m, n, alpha)
+        error = scipy.stats.binom.sf(m - 1, n, lower)
+        assert (error <= alpha * (1 + 1e-9)).all()
+        assert (error >= alpha * (1 - 1e-9)).all()  # and no smaller: exact, not merely valid
+
+
+@pytest.mark.parametrize("misses", [0, 1, 30, 1000])
+@pytest.mark.parametrize("alpha", [1e-12, 0.001])
+def test_a_thousand_million_samples(misses, alpha):
+    """The tail at the bound, added up term by term in 50 digits, is alpha again."""
+    n = 10**9
+    p = mpmath.mpf(float(bounds.lower_conf_bound(n - misses, n, alpha)))
+    term = tail_ = p**n
+    for j in range(1, misses + 1):
+        term *= mpmath.mpf(n - j + 1) / j * (1 - p) / p
+        tail_ += term
+    # The tail is steep: rounding p to double precision alone changes it by up to n * 2**-53.
+    assert float(abs(tail_ / alpha - 1)) < 1e-6
+
+
+def test_one_vote_of_a_thousand_million():
+    n, alpha = 10**9, 0.001
+    found = float(bounds.lower_conf_bound(1, n, alpha))
+    assert found == pytest.approx(float(-mpmath.expm1(mpmath.log1p(-alpha) / n)), rel=1e-12)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -213,3 +216,30 @@ def test_stored_logs_follow_from_their_counts_and_a_shipped_network(path):
 
 def test_stored_logs_are_found():
     assert len(STORED) >= 3
+
+
+KILLED = """
+import sys, time, torch
+from trustml_helpers import certification, data, models
+from trustml_helpers.smoothing import SmoothedClassifier
+g = SmoothedClassifier(models.load("mnist_lenet_gaussian_0.5"), 0.5, 10)
+print("ready", flush=True)
+certification.certify_dataset(g, *data.load_mnist("test"), sys.argv[1], n0=10, n=400, alpha=0.01,
+                              indices=range(0, 10_000, 400), progress=False)
+"""
+
+
+def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path):
+    """SIGKILL three times, at moments that differ; nothing is lost, doubled or half-written."""
+    path = tmp_path / "log.tsv"
+    for wait in (0.4, 0.9, 0.6):
+        run = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE)
+        assert run.stdout.readline() == b"ready\n"
+        time.sleep(wait)
+        run.kill()
+        run.wait()
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], check=True, capture_output=True)
+    whole = tmp_path / "whole.tsv"
+    subprocess.run([sys.executable, "-c", KILLED, str(whole)], check=True, capture_output=True)
+    assert rows(path) == rows(whole)
+    assert len(rows(path)) == 26

@@ -105,12 +105,13 @@ def test_same_seed_same_counts():
     )
 
 
-def test_nan_votes_for_no_class():
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_votes_for_no_class(value):
     def broken(x):
-        return torch.where(x[:, :1] > 0, torch.full((len(x), 2), float("nan")), halfspace(x))
+        return torch.where(x[:, :1] > 0, torch.tensor([[value, 0.0]]), halfspace(x))
 
     g = SmoothedClassifier(broken, 1.0, 2)
-    with pytest.warns(RuntimeWarning, match="NaN for"):
+    with pytest.warns(RuntimeWarning, match="NaN or infinite"):
         counts = g.sample_under_noise(torch.zeros(4, 2), 100, seeded())
     assert (counts[:, 0] == 0).all()
     with pytest.warns(RuntimeWarning):
@@ -144,6 +145,25 @@ def test_predict_error_is_at_most_alpha():
     assert wrong <= scipy.stats.binom.isf(1e-6, images, alpha)
     assert wrong > 0.2 * alpha * images  # and the test is not vacuous
     assert (predicted == ABSTAIN).float().mean() > 0.9
+
+
+def test_predict_error_with_three_classes_and_no_majority():
+    """Two of three classes nearly tied below one half: class 1 wins by a hair, 40,000 images.
+
+    False alarm below 1e-6; the exact error is about alpha / 2, and a one-sided test, whose error
+    is about alpha, would still pass: what is tested is the promise, not its slack.
+    """
+    alpha, images, sigma = 0.05, 40_000, 0.8
+    gap = lambda t: np.subtract(*three_class_probabilities(t, sigma)[[1, 0]])  # noqa: E731
+    x = scipy.optimize.brentq(gap, -1.0, 0.5) + 1e-4
+    p = three_class_probabilities(x, sigma)
+    assert p.argmax() == 1
+    assert p[0] < p[1] < 0.5
+    g = SmoothedClassifier(three_classes, sigma, 3)
+    found = g.predict(torch.full((images, 1), x), 80, alpha, generator=seeded(4), batch_size=2**15)
+    wrong = int(((found == 0) | (found == 2)).sum())
+    assert wrong <= scipy.stats.binom.isf(1e-6, images, alpha)
+    assert wrong > 0.2 * alpha * images
 
 
 @pytest.mark.parametrize("bound", ["one_class", "two_class"])
@@ -346,3 +366,25 @@ def test_bad_arguments_of_certify_at_radius(change, message):
         g.certify_at_radius(torch.zeros(1, 1), **arguments)
     g.certify_at_radius(torch.zeros(1, 1), 1.0, 0.001, 41)
     assert g.certify_at_radius(torch.zeros(0, 1), 1.0, 0.001, 41).samples.shape == (0,)
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(3, 0.5), (20, 0.001), (101, 0.05), (400, 0.001)])
+def test_abstention_probability_adds_up_all_outcomes(n, alpha):
+    k = torch.arange(n + 1)
+    answers = smoothing.decide(torch.stack([k, n - k], 1), alpha).numpy()
+    for p in (0.5, 0.55, 0.8, 1.0):
+        expected = scipy.stats.binom.pmf(k.numpy(), n, p)[answers != 0].sum()
+        assert smoothing.abstention_probability(p, n, alpha) == pytest.approx(expected, abs=1e-12)
+
+
+def test_samples_needed():
+    for p, alpha, share in ((0.9, 0.001, 0.01), (0.6, 0.001, 0.1), (1.0, 0.05, 0.5)):
+        n = smoothing.samples_needed(p, alpha, share)
+        assert smoothing.abstention_probability(p, n, alpha) <= share
+        assert smoothing.abstention_probability(p, n - 1, alpha) > share if n > 1 else True
+    for call in (lambda: smoothing.samples_needed(0.5, 0.001),
+                 lambda: smoothing.samples_needed(0.9, 0.001, 0.0),
+                 lambda: smoothing.abstention_probability(0.4, 10, 0.001),
+                 lambda: smoothing.abstention_probability(0.6, 0, 0.001)):  # fmt: skip
+        with pytest.raises(ValueError, match="expected"):
+            call()

@@ -190,8 +190,10 @@ def _indices(images: int, every: int, limit: int | None) -> list[int]:
 def _smoothed(name: str, sigma: float | None) -> smoothing.SmoothedClassifier:
     # channels_last is nearly twice as fast on the CPUs measured, for small convolutions.
     model = models.load(name).to(memory_format=torch.channels_last)
-    if sigma is None:
-        sigma = models.card(name).get("sigma")
+    trained = models.card(name).get("sigma")
+    sigma = trained if sigma is None else sigma
+    if trained is not None and sigma != trained:
+        typer.echo(f"note: {name} was trained with sigma {trained:g}, not {sigma:g}", err=True)
     if sigma is None:
         raise ValueError(f"sigma: {name} was not trained with noise; pass --sigma")
     return smoothing.SmoothedClassifier(model, sigma, num_classes=10)

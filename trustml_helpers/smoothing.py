@@ -90,7 +90,7 @@ class SmoothedClassifier:
 
         Returns:
             int64 counts ``(b, K)`` on the device of x. Each row adds up to n, less the votes that
-            were lost because f returned NaN (a warning says how many).
+            were lost because f returned NaN or an infinite logit (a warning says how many).
 
         Raises:
             ValueError, TypeError: for arguments out of range, or logits that are not ``(., K)``.
@@ -114,7 +114,8 @@ class SmoothedClassifier:
         lost = n * len(x) - int(counts.sum())
         if lost:
             warnings.warn(
-                f"f returned NaN for {lost} of {n * len(x)} noisy images; they vote for no class",
+                f"f returned NaN or infinite logits for {lost} of {n * len(x)} noisy images; they "
+                "vote for no class",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -128,7 +129,7 @@ class SmoothedClassifier:
                 f"base_classifier: expected logits of shape ({len(noisy) * noisy.shape[1]}, "
                 f"{self.num_classes}), got {tuple(logits.shape)}"
             )
-        chosen = logits.argmax(1).masked_fill(logits.isnan().any(1), self.num_classes)
+        chosen = logits.argmax(1).masked_fill(~logits.isfinite().all(1), self.num_classes)
         votes = torch.zeros(
             len(noisy), self.num_classes + 1, dtype=torch.int64, device=noisy.device
         )
@@ -287,6 +288,64 @@ class SmoothedClassifier:
         largest = torch.as_tensor(np.append(0.0, grid)[reached])
         prediction = torch.where(largest > 0, top.cpu(), ABSTAIN)
         return RadiusCertificates(prediction, largest > 0, largest, torch.as_tensor(used))
+
+
+def abstention_probability(p_a: float, n: int, alpha: float) -> float:
+    """How often PREDICT abstains or errs, if two classes have probabilities p_a and 1 - p_a.
+
+    Args:
+        p_a: probability of the top class, at least 1/2; the rest goes to one rival, which is the
+            hardest case.
+        n: noisy copies.
+        alpha: error probability of PREDICT.
+
+    Returns:
+        The exact probability that the top class is *not* returned.
+
+    Source: the binomial test of Cohen et al. (2019), proposition 1, summed over all outcomes.
+
+    >>> round(abstention_probability(0.9, 50, 0.001), 4)
+    0.0003
+    """
+    if not 0.5 <= p_a <= 1:
+        raise ValueError(f"p_a={p_a}: expected a probability of at least 1/2")
+    if n < 1:
+        raise ValueError(f"n={n}: expected at least 1 sample")
+    _check_alpha(alpha)
+    # Returned are all counts from the smallest one on that passes the test; none up to n / 2 does.
+    k = np.arange(n // 2 + 1, n + 1)
+    passed = k[2 * stats.binom.sf(k - 1, n, 0.5) <= alpha]
+    return float(stats.binom.cdf(passed[0] - 1, n, p_a)) if len(passed) else 1.0
+
+
+def samples_needed(p_a: float, alpha: float, share: float = 0.01) -> int:
+    """How many samples until PREDICT returns the top class with probability ``1 - share``.
+
+    Args:
+        p_a, alpha: as for :func:`abstention_probability`; p_a above 1/2.
+        share: largest accepted probability of not returning the top class, in (0, 1).
+
+    Returns:
+        An n at which :func:`abstention_probability` is at most ``share``, found by doubling and
+        bisection (it falls with n up to a small saw tooth, so an n a few smaller may do as well).
+
+    >>> samples_needed(0.9, 0.001)
+    40
+    """
+    if not 0.5 < p_a <= 1:
+        raise ValueError(f"p_a={p_a}: expected a probability above 1/2; a tie is never settled")
+    if not 0 < share < 1:
+        raise ValueError(f"share={share}: expected a probability strictly in (0, 1)")
+    low, high = 0, 1
+    while abstention_probability(p_a, high, alpha) > share:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if abstention_probability(p_a, middle, alpha) > share:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def decide(counts: Tensor, alpha: float) -> Tensor:
