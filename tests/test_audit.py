@@ -79,6 +79,9 @@ def test_each_fault_is_found_by_its_name():
     assert audit(pd.concat([log, log[9:10]])).repeated == (180,)
     assert audit(log.assign(correct=[0] + [1] * 299)).inconsistent == (0,)
     assert audit(log.assign(predict=[0] * 299 + [-1])).inconsistent == (5980,)
+    bare = log.drop(columns=["count_0", "count_1"])
+    abstained = bare.assign(predict=[-1] + [0] * 299, correct=[0] + [1] * 299)
+    assert audit(abstained).inconsistent == (0,)  # a radius without a class
     larger = log.copy()
     larger.loc[4, "radius"] += 2e-4  # another possible radius, but not that of its counts
     assert 80 in audit(larger).inconsistent

@@ -218,6 +218,19 @@ def test_stored_logs_are_found():
     assert len(STORED) >= 3
 
 
+def test_each_row_is_on_disk_before_the_next_image(case, tmp_path):
+    _, images, labels = case
+    path, lines = tmp_path / "log.tsv", []
+
+    def watching(x):
+        lines.append(len(path.read_text().splitlines()) if path.exists() else 0)
+        return halfspace(x)
+
+    g = SmoothedClassifier(watching, 0.25, 2)
+    certification.certify_dataset(g, images[:4], labels[:4], path, **SETTINGS)
+    assert sorted(set(lines)) == [1, 2, 3, 4]
+
+
 KILLED = """
 import sys, time, torch
 from trustml_helpers import certification, data, models

@@ -197,18 +197,20 @@ def test_certify_writes_the_log_of_the_package_and_resumes(trustml, smoothed, tm
     assert "n=50, not 51" in err
 
 
-def test_predict_counts_right_wrong_and_abstained(trustml, smoothed, tmp_path):
+def test_predict_counts_right_wrong_and_abstained(trustml, tmp_path):
     table = tmp_path / "rows.csv"
     code, out, err = trustml(
-        f"predict {smoothed} --n 100 --every 100 --limit 50 --seed 1 --output {table}"
+        "predict mnist_smallcnn_standard --sigma 1 --n 40 --every 100 --limit 50 --seed 1 "
+        f"--output {table}"
     )
     assert code == 0, err
     rows = pd.read_csv(table)
     assert rows["index"].tolist() == list(range(0, 5000, 100))
     x, y = data.load_mnist("test")
-    g = smoothing.SmoothedClassifier(models.load(smoothed), 0.5, 10)
+    model = models.load("mnist_smallcnn_standard").to(memory_format=torch.channels_last)
+    g = smoothing.SmoothedClassifier(model, 1.0, 10)
     generator = torch.Generator().manual_seed(1)
-    expected = [g.predict(x[rows["index"][k : k + 20].tolist()], 100, 0.001, generator=generator)
+    expected = [g.predict(x[rows["index"][k : k + 20].tolist()], 40, 0.001, generator=generator)
                 for k in (0, 20, 40)]  # fmt: skip
     assert rows["predict"].tolist() == torch.cat(expected).tolist()
     assert rows["label"].tolist() == y[rows["index"].tolist()].tolist()
