@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trustml_helpers.bounds import check_sigma
 from trustml_helpers.models import unchanged
 
 Model = Callable[[Tensor], Tensor]
@@ -174,8 +175,7 @@ def pgd_smoothed(
     >>> pgd_smoothed(half, x, y, 0.25, 0.1, random_start=False, steps=1).round(decimals=3)
     tensor([[0.2500, 0.5000]])
     """
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"sigma={sigma}: expected a finite number above 0, in pixel units")
+    check_sigma(sigma)
     if samples < 1:
         raise ValueError(f"samples={samples}: expected at least 1")
     noise = sigma * _draw(x.new_empty(samples, *x.shape[1:]), torch.randn, generator)

@@ -8,9 +8,8 @@ betray which alpha and n were really used.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,7 +49,7 @@ class Audit:
     rounded_up: tuple[int, ...] = ()
     missing: tuple[int, ...] = ()
     repeated: tuple[int, ...] = ()
-    inconsistent: tuple[int, ...] = field(default=())
+    inconsistent: tuple[int, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -102,8 +101,7 @@ def audit_log(
     >>> audit_log(log, 0.25, sizes=[1000]).fits  # 0.616: all of 1,000 votes, at this alpha only
     ((0.001, 1000),)
     """
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"sigma={sigma}: expected a finite number above 0, in pixel units")
+    bounds.check_sigma(sigma)
     if (alpha is None) != (n is None):
         raise ValueError(f"alpha={alpha}, n={n}: expected both or neither")
     idx = log["idx"].to_numpy()
@@ -124,10 +122,11 @@ def audit_log(
         near, down = explained[stated]
         impossible = claimed & ~near & ~(down & fixed)
         up = claimed & near & ~down
-    repeated = sorted({int(i) for i in idx[_duplicated(idx)]})
+    present, times = np.unique(idx, return_counts=True)
     return Audit(
         len(log), tuple(fits), stated, _pick(idx, impossible), _pick(idx, up),
-        _missing(idx), tuple(repeated), _pick(idx, _inconsistent(log, sigma, stated, unit)),
+        _missing(present), _pick(present, times > 1),
+        _pick(idx, _inconsistent(log, sigma, stated, unit)),
     )  # fmt: skip
 
 
@@ -193,8 +192,8 @@ def _inconsistent(
     return wrong | (counts.sum(axis=1) > n) | (np.abs(radius - expected) > unit + _SLACK)
 
 
-def _missing(idx: NDArray[np.int64]) -> tuple[int, ...]:
-    present = np.unique(idx)
+def _missing(present: NDArray[np.int64]) -> tuple[int, ...]:
+    """What is skipped in an increasing sequence, given its most frequent step."""
     if len(present) < 3:
         return ()
     steps = np.diff(present)
@@ -202,11 +201,6 @@ def _missing(idx: NDArray[np.int64]) -> tuple[int, ...]:
     return tuple(
         sorted(set(range(int(present[0]), int(present[-1]), step)) - set(present.tolist()))
     )
-
-
-def _duplicated(idx: NDArray[np.int64]) -> NDArray[np.bool_]:
-    values, counts = np.unique(idx, return_counts=True)
-    return np.isin(idx, values[counts > 1])
 
 
 def _pick(idx: NDArray[np.int64], flags: NDArray[np.bool_]) -> tuple[int, ...]:

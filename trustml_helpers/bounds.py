@@ -5,6 +5,7 @@ Everything here is vectorised and exact: no normal approximation, one-sided alph
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,18 @@ def _checked(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> tuple[Array, Array
         raise ValueError(f"alpha={_show(a)}: expected an error probability strictly in (0, 1)")
     k_, n_, a_ = np.broadcast_arrays(*counts, a)
     return k_, n_, a_
+
+
+def check_sigma(sigma: float) -> None:
+    """Raise ValueError unless sigma can be the standard deviation of smoothing noise."""
+    if not (math.isfinite(sigma) and sigma > 0):
+        raise ValueError(f"sigma={sigma}: expected a finite number above 0, in pixel units")
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise ValueError unless alpha can be an error probability."""
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha={alpha}: expected an error probability strictly in (0, 1)")
 
 
 def _show(value: Array) -> str:

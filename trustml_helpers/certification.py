@@ -221,7 +221,7 @@ def average_certified_radius(log: pd.DataFrame) -> tuple[float, float]:
 
     Source: Zhai et al. (2020), section 5.
     """
-    radius = np.where(log["correct"] == 1, log["radius"], 0.0)
+    radius = _scores(log)
     if len(radius) < 2:
         raise ValueError(f"log has {len(radius)} rows: expected at least 2")
     return float(radius.mean()), float(radius.std(ddof=1) / math.sqrt(len(radius)))
@@ -248,7 +248,7 @@ def summary(logs: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> pd.Data
         if len(log) == 0:
             raise LogError(f"the log {name} has no rows: certify at least one image first")
         # One row has no standard error, but a run of one image must not end in an error.
-        acr, error = average_certified_radius(log) if len(log) > 1 else _only_row(log)
+        acr, error = average_certified_radius(log) if len(log) > 1 else (_scores(log)[0], math.nan)
         shares = zip(radii, certified_accuracy(log, radii), strict=True)
         row = {"images": len(log)} | {f"r={radius:g}": float(share) for radius, share in shares}
         abstained = float((log["predict"] == ABSTAIN).mean())
@@ -256,6 +256,6 @@ def summary(logs: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> pd.Data
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _only_row(log: pd.DataFrame) -> tuple[float, float]:
-    row = log.iloc[0]
-    return (float(row["radius"]) if row["correct"] == 1 else 0.0), math.nan
+def _scores(log: pd.DataFrame) -> NDArray[np.float64]:
+    """What each row adds to the ACR: its radius, 0 where wrong or abstained."""
+    return np.where(log["correct"] == 1, log["radius"], 0.0)

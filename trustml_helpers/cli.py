@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from trustml_helpers import attacks, cli_smoothing, data, models, objectives, robustness, training
 from trustml_helpers.certification import LogError
-from trustml_helpers.cli_smoothing import CheckpointArgument, Seed, Split, first, print_share
+from trustml_helpers.cli_smoothing import (
+    CheckpointArgument,
+    Seed,
+    Split,
+    check_output,
+    first,
+    print_share,
+)
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
                   help="Train, attack, smooth and certify the networks of the course.")  # fmt: skip
@@ -179,8 +186,7 @@ def attack(
 
     The accuracy under an attack is an upper bound on the true robust accuracy.
     """
-    if output is not None and not output.resolve().parent.is_dir():
-        raise ValueError(f"output={str(output)!r}: the folder does not exist; create it first")
+    check_output(output)
     network = models.load(model)
     x, y = first(data.load_mnist(split.value), limit)
     generator = torch.Generator().manual_seed(seed)

@@ -82,8 +82,7 @@ def predict(
     ] = None,
 ) -> None:
     """Classify MNIST images by the smoothed classifier; -1 in the output means: abstained."""
-    if output is not None and not output.resolve().parent.is_dir():
-        raise ValueError(f"output={str(output)!r}: the folder does not exist; create it first")
+    check_output(output)
     smoothed = _smoothed(model, sigma)
     x, y = data.load_mnist(split.value)
     chosen = torch.tensor(_indices(len(x), every, limit))
@@ -116,8 +115,7 @@ def plot(
 
     Reads the logs of this project and those in the format of Cohen et al. (2019).
     """
-    if not output.resolve().parent.is_dir():
-        raise ValueError(f"output={str(output)!r}: the folder does not exist; create it first")
+    check_output(output)
     if points < 2:
         raise ValueError(f"points={points}: expected at least 2")
     if len({path.stem for path in logs}) < len(logs):
@@ -166,6 +164,12 @@ def audit(
     typer.echo(str(found))
     if not found.passed:
         raise typer.Exit(1)
+
+
+def check_output(output: Path | None) -> None:
+    """Raise ValueError, before any work, if a file could not be written for want of its folder."""
+    if output is not None and not output.resolve().parent.is_dir():
+        raise ValueError(f"output={str(output)!r}: the folder does not exist; create it first")
 
 
 def first(part: tuple[Tensor, Tensor], limit: int | None) -> tuple[Tensor, Tensor]:

@@ -114,8 +114,7 @@ def plan(
     p = np.atleast_1d(np.asarray(p_null, dtype=float))
     if not (np.all((p > 0) & (p < 1)) and np.all(np.diff(p) > 0)):
         raise ValueError(f"p_null={p_null!r}: expected increasing values strictly in (0, 1)")
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha={alpha}: expected an error probability strictly in (0, 1)")
+    bounds.check_alpha(alpha)
     if not 0 <= beta < 1:
         raise ValueError(f"beta={beta}: expected a probability in [0, 1)")
     n = np.asarray(sizes, dtype=np.int64)

@@ -65,8 +65,7 @@ class SmoothedClassifier:
     def __init__(
         self, base_classifier: Callable[[Tensor], Tensor], sigma: float, num_classes: int
     ) -> None:
-        if not (math.isfinite(sigma) and sigma > 0):
-            raise ValueError(f"sigma={sigma}: expected a finite number above 0, in pixel units")
+        bounds.check_sigma(sigma)
         if num_classes < 2:
             raise ValueError(f"num_classes={num_classes}: expected at least 2")
         self.base_classifier = base_classifier
@@ -159,7 +158,7 @@ class SmoothedClassifier:
         Source: Cohen et al. (2019), algorithm 1 and proposition 1: a two-sided binomial test of
         the two largest counts.
         """
-        _check_alpha(alpha)
+        bounds.check_alpha(alpha)
         counts = self.sample_under_noise(x, n, generator, batch_size)
         return decide(counts, alpha)
 
@@ -196,7 +195,7 @@ class SmoothedClassifier:
 
         Source: Cohen et al. (2019), algorithm 1 and proposition 2; two classes: theorem 1.
         """
-        _check_alpha(alpha)
+        bounds.check_alpha(alpha)
         _check(x, n0, 1, name="n0")
         if bound not in ("one_class", "two_class"):
             raise ValueError(f"bound={bound!r}: expected 'one_class' or 'two_class'")
@@ -311,7 +310,7 @@ def abstention_probability(p_a: float, n: int, alpha: float) -> float:
         raise ValueError(f"p_a={p_a}: expected a probability of at least 1/2")
     if n < 1:
         raise ValueError(f"n={n}: expected at least 1 sample")
-    _check_alpha(alpha)
+    bounds.check_alpha(alpha)
     # Returned are all counts from the smallest one on that passes the test; none up to n / 2 does.
     k = np.arange(n // 2 + 1, n + 1)
     passed = k[2 * stats.binom.sf(k - 1, n, 0.5) <= alpha]
@@ -399,8 +398,3 @@ def _check(x: Tensor, n: int, batch_size: int, name: str = "n") -> None:
         raise ValueError(f"{name}={n}: expected at least 1 sample")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
-
-
-def _check_alpha(alpha: float) -> None:
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha={alpha}: expected an error probability strictly in (0, 1)")

@@ -108,6 +108,13 @@ def _slider(
     )  # fmt: skip
 
 
+def _counter(name: str, value: int, low: int, high: int, step: int = 1) -> ipywidgets.IntSlider:
+    """The whole-number twin of :func:`_slider`."""
+    return ipywidgets.IntSlider(
+        value=value, min=low, max=high, step=step, description=name, continuous_update=False
+    )
+
+
 def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 20) -> Explorer:
     """Choose an image, an attack and eps; see the perturbation and what the model says.
 
@@ -132,9 +139,7 @@ def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 
 
     return Explorer(
         draw,
-        image=ipywidgets.IntSlider(
-            value=0, max=len(images) - 1, description="image", continuous_update=False
-        ),
+        image=_counter("image", 0, 0, len(images) - 1),
         attack=ipywidgets.Dropdown(options=list(_PERTURB), value="PGD", description="attack"),
         eps=_slider("eps", 0.1, 0, 0.3),
     )
@@ -267,9 +272,7 @@ def smoothing_explorer(model: Any, *, num_classes: int, extent: float = 2.0) -> 
     return Explorer(
         draw,
         sigma=_slider("sigma", 0.4, 0.05, 1.0, 0.05),
-        n=ipywidgets.IntSlider(
-            value=1000, min=20, max=5000, step=20, description="n", continuous_update=False
-        ),
+        n=_counter("n", 1000, 20, 5000, 20),
         x=_slider("x", 0.6, -extent, extent, 0.05),
         y=_slider("y", 0.3, -extent, extent, 0.05),
     )
@@ -318,8 +321,6 @@ def certification_explorer(
     return Explorer(
         draw,
         p=_slider("p", 0.9, 0.4, 0.999, 0.001),
-        n=ipywidgets.IntSlider(
-            value=1000, min=20, max=most, step=20, description="votes", continuous_update=False
-        ),
-        run=ipywidgets.IntSlider(value=0, max=20, description="run", continuous_update=False),
+        n=_counter("votes", 1000, 20, most, 20),
+        run=_counter("run", 0, 0, 20),
     )
