@@ -80,18 +80,27 @@ def test_other_settings_are_refused_by_name(case, tmp_path, change, name):
     assert path.read_text() == before
 
 
-def test_another_layout_or_dtype_is_refused(tmp_path):
-    model = models.build("SmallCNN", seed=0)
-    images, labels = torch.rand(1, 1, 28, 28), torch.zeros(1, dtype=torch.long)
-    path = tmp_path / "log.tsv"
+def test_a_resumed_run_is_executed_as_recorded(tmp_path):
+    """The layout is taken from the log, whatever the network has now; asked for, it is refused."""
+    model = models.build("SmallCNN", seed=0).eval()
+    images, labels = torch.rand(2, 1, 28, 28), torch.zeros(2, dtype=torch.long)
+    path, whole = tmp_path / "log.tsv", tmp_path / "whole.tsv"
     g = SmoothedClassifier(model, 0.25, 10)
-    certification.certify_dataset(g, images, labels, path, **SETTINGS)
+    settings = SETTINGS | {"layout": "contiguous"}
+    certification.certify_dataset(g, images, labels, whole, **settings, batch_size=16)
+    certification.certify_dataset(g, images, labels, path, **settings, batch_size=16, indices=[0])
     model.to(memory_format=torch.channels_last)
-    with pytest.raises(LogError, match="layout='contiguous', not 'channels_last'"):
-        certification.certify_dataset(g, images, labels, path, **SETTINGS)
-    model.to(memory_format=torch.contiguous_format).double()
+    certification.certify_dataset(g, images, labels, path, **SETTINGS)
+    assert rows(path) == rows(whole)
+    assert not model[0].weight.is_contiguous() or model[0].weight.shape[1] == 1
+    for change in ({"layout": "channels_last"}, {"dtype": "bfloat16"}, {"compiled": True}):
+        (name,) = change
+        with pytest.raises(LogError, match=f"made with {name}="):
+            certification.certify_dataset(g, images, labels, path, **SETTINGS, **change)
     with pytest.raises(LogError, match=r"model_sha256|dtype"):
-        certification.certify_dataset(g, images.double(), labels, path, **SETTINGS)
+        certification.certify_dataset(
+            SmoothedClassifier(model.double(), 0.25, 10), images.double(), labels, path, **SETTINGS
+        )
 
 
 def test_another_model_is_refused(tmp_path):
@@ -227,18 +236,28 @@ def test_each_row_is_on_disk_before_the_next_image(case, tmp_path):
         return halfspace(x)
 
     g = SmoothedClassifier(watching, 0.25, 2)
-    certification.certify_dataset(g, images[:4], labels[:4], path, **SETTINGS)
+    certification.certify_dataset(g, images[:4], labels[:4], path, **SETTINGS, batch_size=32)
     assert sorted(set(lines)) == [1, 2, 3, 4]
 
 
 KILLED = """
-import sys, time, torch
+import os, signal, sys, time, torch
 from trustml_helpers import certification, data, models
 from trustml_helpers.smoothing import SmoothedClassifier
-g = SmoothedClassifier(models.load("mnist_lenet_gaussian_0.5"), 0.5, 10)
+f, images = models.load("mnist_lenet_gaussian_0.5"), 0
+
+def dying(x):  # rank 1 kills itself in its fourth image (each has one batch of 10 and two more)
+    global images
+    images += len(x) == 10
+    if len(sys.argv) > 2 and os.environ["RANK"] == "1" and images == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+f.register_forward_pre_hook(lambda module, inputs: dying(inputs[0]))
+g = SmoothedClassifier(f, 0.5, 10)
 print("ready", flush=True)
 certification.certify_dataset(g, *data.load_mnist("test"), sys.argv[1], n0=10, n=400, alpha=0.01,
-                              indices=range(0, 10_000, 400), progress=False)
+                              indices=range(0, 10_000, 400), progress=False,
+                              batch_size=256, layout="contiguous")
 """
 
 
@@ -256,3 +275,162 @@ def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED, str(whole)], check=True, capture_output=True)
     assert rows(path) == rows(whole)
     assert len(rows(path)) == 26
+
+
+def torchrun(*words):
+    """Two processes on this machine, one thread each."""
+    code = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run([*code, *map(str, words)], capture_output=True, text=True, timeout=240)
+
+
+def test_two_processes_write_the_log_of_one_also_after_the_kill_of_a_rank(tmp_path):
+    script, path, whole = (tmp_path / name for name in ("run.py", "log.tsv", "whole.tsv"))
+    script.write_text(KILLED)
+    subprocess.run([sys.executable, "-c", KILLED, str(whole)], check=True, capture_output=True)
+    assert torchrun(script, path, "die").returncode != 0
+    parts = sorted(tmp_path.glob("log.tsv.part*"))
+    assert len(parts[1].read_text().splitlines()) == 3
+    assert len(path.read_text().splitlines()) == 1
+    again = torchrun(script, path)
+    assert again.returncode == 0, again.stderr
+    assert rows(path) == rows(whole)
+    assert not list(tmp_path.glob("log.tsv.part*"))
+
+
+def test_an_error_of_the_first_process_reaches_all(tmp_path):
+    script, path = tmp_path / "run.py", tmp_path / "log.tsv"
+    script.write_text(KILLED)
+    path.write_text("not a log")
+    found = torchrun(script, path)
+    assert found.returncode != 0
+    assert "settings of" in found.stderr
+
+
+def test_parts_are_joined_in_order_whole_rows_and_each_once(case, tmp_path):
+    path, whole = tmp_path / "log.tsv", tmp_path / "whole.tsv"
+    settings = SETTINGS | {"batch_size": 64}
+    certification.certify_dataset(*case, whole, **settings)
+    certification.certify_dataset(*case, path, indices=[0], **settings)
+    lines = whole.read_text().splitlines(keepends=True)
+    # What two killed processes left: rows 1, 3 and half of 5; rows 4, 2 and row 0 once more.
+    path.with_name("log.tsv.part1").write_text(lines[2] + lines[4] + lines[6][:9])
+    path.with_name("log.tsv.part0").write_text(lines[5] + lines[3] + lines[1])
+    path.with_name("log.tsv.partner").write_text("somebody else's")
+    certification.certify_dataset(*case, path, **settings)
+    assert rows(path) == rows(whole)
+    assert sorted(p.name for p in tmp_path.glob("log.tsv.part*")) == ["log.tsv.partner"]
+
+
+def test_rows_follow_the_order_asked_for(case, tmp_path):
+    path = tmp_path / "log.tsv"
+    certification.certify_dataset(*case, path, indices=[6, 2], **SETTINGS)
+    table = certification.certify_dataset(*case, path, indices=[1, 2, 3], **SETTINGS)
+    assert table["idx"].tolist() == [6, 1, 2, 3]
+
+
+def test_numbers_name_images_and_key_their_noise(case, tmp_path):
+    smoothed, images, labels = case
+    whole, part = tmp_path / "whole.tsv", tmp_path / "part.tsv"
+    certification.certify_dataset(*case, whole, **SETTINGS)
+    certification.certify_dataset(smoothed, images[::3], labels[::3], part, numbers=[0, 3, 6],
+                                  **SETTINGS)  # fmt: skip
+    assert rows(part)[1:] == [rows(whole)[k] for k in (1, 4, 7)]
+    for numbers in ([0, 3], [0, 3, 3], [0, -1, 2]):
+        with pytest.raises(ValueError, match="numbers: expected 3 different"):
+            certification.certify_dataset(smoothed, images[::3], labels[::3], tmp_path / "x.tsv",
+                                          numbers=numbers, **SETTINGS)  # fmt: skip
+    with pytest.raises(ValueError, match="indices is empty"):
+        certification.certify_dataset(*case, tmp_path / "x.tsv", indices=[], **SETTINGS)
+
+
+def test_settings_record_the_execution_and_the_shares_of_alpha(case, tmp_path):
+    for bound, shares in (("one_class", [1.0]), ("two_class", [0.9, 0.1])):
+        path = tmp_path / f"{bound}.tsv"
+        certification.certify_dataset(*case, path, bound=bound, **SETTINGS, batch_size=48)
+        about = json.loads(path.with_suffix(".json").read_text())
+        assert about["shares_of_alpha"] == shares
+        assert {k: about[k] for k in ("batch_size", "layout", "dtype", "compiled", "device")} == {
+            "batch_size": 48, "layout": "contiguous", "dtype": "float32", "compiled": False,
+            "device": "cpu",
+        }  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_written_to_is_reported_before_work(case, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LogError, match="choose another folder"):
+        certification.certify_dataset(*case, tmp_path / "file" / "log.tsv", **SETTINGS)
+
+    def refuse(*_):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(certification, "replace_file", refuse)
+    with pytest.raises(LogError, match="read-only"):
+        certification.certify_dataset(*case, tmp_path / "log.tsv", **SETTINGS)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_too_little_space_is_reported_before_work(case, tmp_path, monkeypatch):
+    usage = certification.shutil.disk_usage(tmp_path)._replace(free=600)
+    monkeypatch.setattr(certification.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(LogError, match="8 rows need 656 bytes, 600 are free"):
+        certification.certify_dataset(*case, tmp_path / "log.tsv", **SETTINGS)
+    monkeypatch.undo()
+    assert len(certification.certify_dataset(*case, tmp_path / "log.tsv", **SETTINGS)) == 8
+
+
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+""" + KILLED.replace("len(sys.argv) > 2", "False")
+
+
+def test_a_disk_that_fills_up_loses_no_finished_row(tmp_path):
+    """No file may grow beyond so many bytes: the error comes in the middle of a row."""
+    path, whole = tmp_path / "log.tsv", tmp_path / "whole.tsv"
+    subprocess.run([sys.executable, "-c", KILLED, str(whole)], check=True, capture_output=True)
+    found = subprocess.run([sys.executable, "-c", FULL, str(path), "700"], capture_output=True,
+                           text=True)  # fmt: skip
+    assert "LogError" in found.stderr
+    assert "the rows in it are kept" in found.stderr
+    text = path.read_text()
+    assert 0 < len(text) <= 700
+    assert not text.endswith("\n")
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], check=True, capture_output=True)
+    assert rows(path) == rows(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p.with_suffix(".json").write_text("{"), "cannot be read"),
+        (lambda p: p.with_suffix(".json").write_text("7"), "cannot be read"),
+        (lambda p: p.with_suffix(".json").write_text('{"n": 60}'), "lacks sigma"),
+        (lambda p: p.write_text("a\tb\n"), "expected header"),
+        (lambda p: p.write_text(""), "expected header"),
+        (lambda p: p.write_text(p.read_text() + "x\t1\n"), "damaged row 'x"),
+    ],
+)
+def test_a_damaged_log_is_refused_and_left_alone(case, tmp_path, change, message):
+    path = tmp_path / "log.tsv"
+    certification.certify_dataset(*case, path, indices=[0], **SETTINGS)
+    change(path)
+    before = {p.name: p.read_text() for p in tmp_path.iterdir()}
+    with pytest.raises(LogError, match=message):
+        certification.certify_dataset(*case, path, **SETTINGS)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == before
+
+
+def test_read_log_of_variants(tmp_path):
+    """Four digits, cut off in the middle of a row, header only, with and without counts."""
+    path = tmp_path / "log.tsv"
+    head = "idx\tlabel\tpredict\tradius\tcorrect\ttime"
+    path.write_text(head + "\n0\t3\t3\t0.7153\t1\t0:01:02.5\n20\t4\t4\t1.2\t1\t0:00:01\n")
+    assert certification.read_log(path)["radius"].tolist() == [0.7153, 1.2]
+    assert certification.read_log(path)["time"].tolist() == [62.5, 1]
+    path.write_text(head + "\n0\t3\t3\t0.715\t1\t1.5\n20\t4\t4\t0.3")
+    with pytest.warns(UserWarning, match="last row"):
+        assert certification.read_log(path)["idx"].tolist() == [0]
+    path.write_text(head + "\tcount_0\tcount_1\n")
+    table = certification.read_log(path)
+    assert len(table) == 0
+    assert list(table.columns[6:]) == ["count_0", "count_1"]

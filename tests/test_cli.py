@@ -6,7 +6,9 @@ import json
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -195,6 +197,130 @@ def test_certify_writes_the_log_of_the_package_and_resumes(trustml, smoothed, tm
     code, _, err = trustml(f"{line} --n 51")
     assert code == 2
     assert "n=50, not 51" in err
+
+
+OWN = """
+import numpy as np, torch
+from torch import nn
+
+class Halves(nn.Module):
+    def forward(self, x):
+        z = x.flatten(1).mean(1) - 0.5
+        return torch.stack([-z, z, z - 9], 1)
+
+def build():
+    return Halves()
+
+ready = Halves()
+number = 7
+
+def pictures():
+    x = torch.linspace(0, 1, 6)[:, None, None, None].expand(6, 1, 8, 8).contiguous()
+    return x, (torch.arange(6) > 2).long()
+
+def wrong():
+    return torch.zeros(6, 1, 8, 8), torch.zeros(5, dtype=torch.long)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A researcher's folder: a module with networks and data, and an .npz file."""
+    (tmp_path / "own_nets.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("own_nets", None)
+    x = np.broadcast_to(np.linspace(0, 1, 6)[:, None, None, None], (6, 1, 8, 8))
+    labels = np.arange(6) > 2
+    np.savez("own.npz", images=x.astype(np.float32), labels=labels)
+    np.savez("bytes.npz", images=np.round(255 * x).astype(np.uint8), labels=labels)
+    np.savez("half.npz", images=x)
+    yield
+    sys.modules.pop("own_nets", None)
+
+
+@pytest.mark.parametrize("network", ["own_nets:build", "own_nets:Halves", "own_nets:ready"])
+@pytest.mark.parametrize("images", ["own_nets:pictures", "own.npz", "bytes.npz"])
+def test_certify_ones_own_network_on_ones_own_images(trustml, own, network, images):
+    line = f"certify {network} log.tsv --data {images} --sigma 0.25 --n0 10 --n 100 --every 2"
+    code, _, err = trustml(line)
+    assert code == 0, err
+    found = certification.read_log("log.tsv")
+    assert found["idx"].tolist() == [0, 2, 4]
+    assert found["label"].tolist() == [0, 0, 1]
+    assert found["correct"].tolist() == [1, 1, 1]
+    assert found.columns[-1] == "count_2"
+    assert trustml(f"predict {network} --data {images} --sigma 0.25 --n 100")[0] == 0
+
+
+def test_images_of_torchvision_keep_their_numbers(trustml, own, monkeypatch, tmp_path):
+    class Ten(torch.utils.data.Dataset):
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, i):
+            return torch.full((1, 8, 8), i / 10), int(i > 4)
+
+    asked = []
+    monkeypatch.setattr(data, "torchvision_dataset", lambda *a, **k: asked.append((a, k)) or Ten())
+    code, _, err = trustml("certify own_nets:build log.tsv --data cifar10 --root files --every 4 "
+                           "--split train --sigma 0.25 --n0 10 --n 100")  # fmt: skip
+    assert code == 0, err
+    assert asked == [(("cifar10", "train"), {"root": Path("files")})]
+    found = certification.read_log("log.tsv")
+    assert found["idx"].tolist() == [0, 4, 8]
+    assert found["correct"].tolist() == [1, 1, 1]
+
+
+def test_precision_and_layout_reach_the_log(trustml, own):
+    line = "certify own_nets:build log.tsv --data own.npz --sigma 0.25 --n0 10 --n 100"
+    code, _, err = trustml(f"{line} --dtype bfloat16 --layout contiguous --batch-size 50 --limit 1")
+    assert code == 0, err
+    about = json.loads(Path("log.json").read_text())
+    assert [about[k] for k in ("dtype", "layout", "batch_size")] == ["bfloat16", "contiguous", 50]
+    assert trustml(line)[0] == 0  # goes on as recorded
+    code, _, err = trustml(f"{line} --dtype float32")
+    assert code == 2
+    assert "dtype='bfloat16', not 'float32'" in err
+
+
+def test_another_sigma_is_a_note(trustml, own, smoothed, tmp_path):
+    code, _, err = trustml(f"certify {smoothed} log.tsv --sigma 0.3 --limit 1 --n 50")
+    assert code == 0
+    assert "note: sigma=0.3: this checkpoint was trained with sigma 0.5" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("own_nets:nothing", "model='own_nets:nothing'"),
+        ("no_such_module:build", "expected module:attribute, looked up from"),
+        ("own_nets:pictures", "expected a network or a function that returns one, got tuple"),
+        ("own_nets:build --data own_nets:wrong", "got torch.float32 (6, 1, 8, 8) and torch.int64"),
+        ("own_nets:build --data own_nets:build", "error"),
+        ("own_nets:build --data half.npz", "arrays images and labels"),
+        ("own_nets:build --data none.npz", "data='none.npz'"),
+        ("own_nets:build --data coco", "expected one of mnist"),
+        ("own_nets:build --data own.npz --device quantum", "device='quantum'"),
+        ("own_nets:build --data own.npz --every 0", "every=0"),
+        ("torch.nn:Flatten --data bytes.npz --sigma 0", "sigma=0"),
+        ("torch.nn:Identity --data own.npz", "expected logits (n, K)"),
+    ],
+)
+def test_what_is_no_network_or_no_images(trustml, own, words, message):
+    network, _, rest = words.partition(" ")
+    sigma = "" if "--sigma" in words else "--sigma 0.25"
+    code, _, err = trustml(f"certify {network} log.tsv {rest} --n0 10 --n 100 {sigma}")
+    assert code == 2
+    assert message in err
+    assert not Path("log.tsv").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there(trustml, own):
+    code, _, err = trustml("certify own_nets:build log.tsv --data own.npz --sigma 1 --device cuda")
+    assert code == 2
+    assert "use --device cpu" in err
 
 
 def test_predict_counts_right_wrong_and_abstained(trustml, tmp_path):

@@ -185,3 +185,28 @@ def test_the_anytime_bound_at_the_ends():
     assert found[-1] < 1
     with pytest.raises(ValueError, match="k=11"):
         sequential.anytime_lower_bound(11, 10, 0.01)
+
+
+def test_the_best_case_is_seldom_surpassed():
+    """The bound after all votes lies above the best case at an early look in at most alpha of
+    runs, p itself being above its upper bound then, and chance adding to it. 4,000 runs; with at
+    most 5 % to be expected, more than 300 have a probability below 1e-11. The plug-in rate k / n
+    is surpassed in about half of them: the test can fail."""
+    alpha, p, n, n_max = 0.05, 0.9, 200, 2000
+    random = np.random.default_rng(0)
+    k = random.binomial(n, p, 4000)
+    end = sequential.anytime_lower_bound(k + random.binomial(n_max - n, p, 4000), n_max, alpha)
+    assert np.sum(end > sequential.best_case_bound(k, n, n_max, alpha)) <= 300
+    naive = sequential.anytime_lower_bound(k + np.ceil((n_max - n) * k / n), n_max, alpha)
+    assert np.sum(end > naive) > 1000
+
+
+def test_the_best_case_by_hand():
+    upper = 1 - float(sequential.anytime_lower_bound(10, 100, 0.01))
+    future = 90 + int(np.ceil(900 * upper))
+    expected = sequential.anytime_lower_bound(future, 1000, 0.01)
+    assert float(sequential.best_case_bound(90, 100, 1000, 0.01)) == float(expected)
+    now = sequential.anytime_lower_bound([0, 50, 100], 100, 0.01)
+    assert sequential.best_case_bound([0, 50, 100], 100, 100, 0.01).tolist() == now.tolist()
+    with pytest.raises(ValueError, match="n_max=99"):
+        sequential.best_case_bound(5, 100, 99, 0.01)

@@ -5,6 +5,8 @@ Each statistical test states the probability that it fails although the code is 
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -366,6 +368,81 @@ def test_bad_arguments_of_certify_at_radius(change, message):
         g.certify_at_radius(torch.zeros(1, 1), **arguments)
     g.certify_at_radius(torch.zeros(1, 1), 1.0, 0.001, 41)
     assert g.certify_at_radius(torch.zeros(0, 1), 1.0, 0.001, 41).samples.shape == (0,)
+
+
+def test_certify_anytime_errs_rarely():
+    """2,000 images at a known distance; more than 20 % of false radii would be a fault. More than
+    490 have a probability below 1e-6 even if the error were all of alpha."""
+    distance, alpha = 0.3, 0.2
+    g = SmoothedClassifier(halfspace, 1.0, 2)
+    x = torch.full((2000, 1), distance)
+    found = g.certify_anytime(x, 0.05, alpha, 3000, n0=40, generator=seeded(1), batch_size=2**15)
+    false = (found.prediction == 0) & (found.radius > distance) | (found.prediction == 1)
+    assert 0 < int(false.sum()) <= 490
+    assert torch.equal(found.prediction == ABSTAIN, found.radius == 0)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.95, 0.0])
+def test_certify_anytime_stops_when_little_can_be_gained(share):
+    """Votes that are not random: a share of them, always the same, for the selected class."""
+    seen, gain, n_max, sigma = 0, 0.1, 50_000, 0.5
+
+    def f(x):
+        nonlocal seen
+        vote = torch.arange(seen - 20, seen - 20 + len(x))
+        seen += len(x)
+        mine = (vote < 0) | (vote % 20 < 20 * share)
+        return torch.stack([mine.float(), 1 - mine.float()], 1)
+
+    g = SmoothedClassifier(f, sigma, 2)
+    found = g.certify_anytime(torch.zeros(1, 1), gain, 0.001, n_max, n0=20, generator=seeded())
+    assert int(found.samples) == seen
+    for size in sequential.looks(n_max):
+        k = np.sum(np.arange(size) % 20 < 20 * share)
+        lower = sequential.anytime_lower_bound(k, size, 0.001)
+        best = sequential.best_case_bound(k, size, n_max, 0.001)
+        now, hope = bounds.certified_radius([lower, best], sigma)
+        if hope - now <= gain:
+            break
+    assert int(found.samples) == size + 20 < n_max
+    assert float(found.radius) == pytest.approx(float(now))
+    assert int(found.prediction) == (0 if share else ABSTAIN)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"gain": 0.0}, "gain=0"), ({"gain": float("nan")}, "gain=nan"), ({"n_max": 0}, "n_max=0"),
+     ({"alpha": 1.0}, "alpha=1"), ({"n0": 0}, "n0=0")],
+)  # fmt: skip
+def test_bad_arguments_of_certify_anytime(change, message):
+    g = SmoothedClassifier(halfspace, 1.0, 2)
+    arguments = {"gain": 0.1, "alpha": 0.001, "n_max": 1000} | change
+    with pytest.raises(ValueError, match=message):
+        g.certify_anytime(torch.zeros(1, 1), **arguments)
+    assert g.certify_anytime(torch.zeros(0, 1), 0.1, 0.001, 10).samples.shape == (0,)
+
+
+def test_training_mode_is_reported_and_given_back():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.9), torch.nn.Linear(2, 2))
+    g = SmoothedClassifier(model, 0.1, 2)
+    x = torch.tensor([[3.0, 1.0]])
+    with pytest.warns(UserWarning, match="training mode"):
+        found = g.sample_under_noise(x, 50, seeded())
+    assert model[1].training
+    model.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(g.sample_under_noise(x, 50, seeded()), found)
+
+
+def test_another_sigma_than_the_checkpoints_is_reported():
+    model = models.load("mnist_lenet_gaussian_0.5")
+    with pytest.warns(UserWarning, match=r"sigma=0.25: this checkpoint was trained with sigma 0.5"):
+        SmoothedClassifier(model, 0.25, 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SmoothedClassifier(model, 0.5, 10)
+        SmoothedClassifier(models.load("mnist_smallcnn_standard"), 0.5, 10)
 
 
 @pytest.mark.parametrize(("n", "alpha"), [(3, 0.5), (20, 0.001), (101, 0.05), (400, 0.001)])

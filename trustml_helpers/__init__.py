@@ -21,6 +21,7 @@ _MODULES = (
     "bounds",
     "certification",
     "data",
+    "execution",
     "figures",
     "models",
     "objectives",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import io
 import json
 import math
+import shutil
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +19,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from trustml_helpers import execution
 from trustml_helpers.audit import Audit, audit_log
+from trustml_helpers.execution import Execution
 from trustml_helpers.models import replace_file
 from trustml_helpers.robustness import progress_bar
-from trustml_helpers.smoothing import ABSTAIN, SmoothedClassifier
+from trustml_helpers.smoothing import ABSTAIN, SHARES, SmoothedClassifier
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,27 +53,37 @@ def certify_dataset(
     alpha: float,
     bound: str = "one_class",
     indices: Sequence[int] | None = None,
+    numbers: Sequence[int] | None = None,
     seed: int = 0,
     resume: bool = True,
-    batch_size: int = 256,
+    batch_size: int | None = None,
+    layout: str | None = None,
+    dtype: str | None = None,
+    compiled: bool | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """CERTIFY many images and write one row each, flushed at once.
 
-    The noise of an image depends on ``seed`` and its index alone, so a run that was killed and
-    resumed ends with the rows of an undisturbed one (the column ``time`` aside).
+    The noise of an image depends on ``seed`` and its number alone, so a run that was killed and
+    resumed ends with the rows of an undisturbed one (the column ``time`` aside). Under
+    ``torchrun`` the images are dealt to the processes; each writes a part beside the log, and the
+    first one joins them at the end, or when the run is started again.
 
     Args:
         smoothed: the smoothed classifier.
-        images, labels: float ``(n, C, H, W)`` and int64 ``(n,)``.
+        images, labels: float ``(m, C, H, W)`` and int64 ``(m,)``.
         path: the log, a TSV; the settings are written beside it as JSON.
         n0, n, alpha, bound: as for ``SmoothedClassifier.certify``; alpha is per image.
         indices: which images; all of them if not given.
+        numbers: the number of each image in its data set, for a part of one that was read alone;
+            0 to m - 1 if not given. Written as idx, and the key of the noise.
         seed: of the noise.
         resume: go on with an existing log of the same settings; otherwise an existing log is an
             error.
-        batch_size: noisy images per forward pass; part of the settings, as are device, dtype and
-            memory layout, since logits depend on them in the last digit.
+        batch_size, layout, dtype, compiled: how to run the network, see ``execution.Execution``.
+            What is not given is taken from the log to be resumed; for a new one, batch size and
+            layout are found by ``execution.search``, the dtype is the network's own, and nothing
+            is compiled. They are recorded, since logits depend on them in the last digit.
         progress: show a progress bar.
 
     Returns:
@@ -75,35 +91,68 @@ def certify_dataset(
 
     Raises:
         ValueError: for arguments out of range, before any work.
-        LogError: if the log belongs to other settings or another model; names the difference.
+        LogError: if the log belongs to other settings or another model (names the difference), or
+            cannot be written.
     """
     chosen = list(range(len(images))) if indices is None else [int(i) for i in indices]
-    _check_indices(chosen, images, labels)
+    named = list(range(len(images))) if numbers is None else [int(i) for i in numbers]
+    _check_indices(chosen, named, images, labels)
     path = Path(path)
     settings = {
-        "sigma": smoothed.sigma, "n0": n0, "n": n, "alpha": alpha, "bound": bound, "seed": seed,
-        "num_classes": smoothed.num_classes, "batch_size": batch_size,
-        "model_sha256": fingerprint(smoothed.base_classifier),
-        **_arithmetic(smoothed.base_classifier, images),
+        "sigma": smoothed.sigma, "n0": n0, "n": n, "alpha": alpha, "bound": bound,
+        "shares_of_alpha": list(SHARES) if bound == "two_class" else [1.0], "seed": seed,
+        "num_classes": smoothed.num_classes, "model_sha256": fingerprint(smoothed.base_classifier),
+        "device": images.device.type, "images_dtype": str(images.dtype).removeprefix("torch."),
     }  # fmt: skip
-    # A call without images checks n0, n, alpha and bound before any file is touched.
-    smoothed.certify(images[:0], n0, n, alpha, bound)
-    done = _open_log(path, settings, smoothed.num_classes, resume=resume)
-    left = [i for i in chosen if i not in done]
-    with path.open("a", encoding="utf-8") as log:
-        for index in progress_bar(progress)(left, desc="certify"):
-            started = time.perf_counter()
-            generator = torch.Generator(images.device).manual_seed(_noise_seed(seed, index))
-            found = smoothed.certify(
-                images[index : index + 1], n0, n, alpha, bound,
-                generator=generator, batch_size=batch_size,
-            )  # fmt: skip
-            predicted, label = int(found.prediction), int(labels[index])
-            row = [index, label, predicted, f"{_floor(float(found.radius)):.6f}",
-                   int(predicted == label), f"{time.perf_counter() - started:.4f}",
-                   *found.counts[0].tolist()]  # fmt: skip
-            log.write("\t".join(map(str, row)) + "\n")
-            log.flush()
+    how = {"batch_size": batch_size, "layout": layout, "dtype": dtype, "compiled": compiled}
+    # A call without images checks n0, n, alpha, bound and batch_size before any file is touched.
+    smoothed.certify(images[:0], n0, n, alpha, bound, batch_size=batch_size)
+    order = [named[i] for i in chosen]
+    with execution.team() as team:
+
+        def begin() -> tuple[set[int], Execution]:
+            known = _recorded(path, settings | how, resume=resume)
+            if known is None:
+                one = images[chosen[:1]]
+                found = execution.search(
+                    smoothed, one, batch_size=batch_size, layout=layout, dtype=dtype
+                )._replace(compiled=bool(compiled))
+                execution.prepare(smoothed, found, one)  # refuses before a file is touched
+                _create(path, settings | found._asdict(), smoothed.num_classes)
+            else:
+                found = Execution(*(known[name] for name in Execution._fields))
+            done = _gather(path, order)
+            _check_space(path, len(set(order) - done), smoothed.num_classes)
+            return done, found
+
+        done, found = team.first(begin)
+        prepared = execution.prepare(smoothed, found, images[:0])
+        left = [i for i in chosen if named[i] not in done][team.rank :: team.size]
+        part = path if team.size == 1 else path.with_name(f"{path.name}.part{team.rank}")
+        try:
+            with part.open("a", encoding="utf-8") as log:
+                for index in progress_bar(progress and team.rank == 0)(left, desc="certify"):
+                    started = time.perf_counter()
+                    generator = torch.Generator(images.device)
+                    generator.manual_seed(_noise_seed(seed, named[index]))
+                    certificate = prepared.certify(
+                        images[index : index + 1], n0, n, alpha, bound,
+                        generator=generator, batch_size=found.batch_size,
+                    )  # fmt: skip
+                    predicted, label = int(certificate.prediction), int(labels[index])
+                    row = [named[index], label, predicted,
+                           f"{_floor(float(certificate.radius)):.6f}", int(predicted == label),
+                           f"{time.perf_counter() - started:.4f}",
+                           *certificate.counts[0].tolist()]  # fmt: skip
+                    log.write("\t".join(map(str, row)) + "\n")
+                    log.flush()
+        except OSError as error:
+            raise LogError(
+                f"{part} could not be written ({error}); the rows in it are kept: make room and "
+                "start the same run again"
+            ) from error
+        team.wait()
+        team.first(lambda: _gather(path, order))
     return read_log(path)
 
 
@@ -118,14 +167,6 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _arithmetic(model: Any, images: Tensor) -> dict[str, str]:
-    """What decides the last digits of the logits: kind of device, dtype, layout of the weights."""
-    layout = "contiguous"
-    if isinstance(model, nn.Module) and not all(p.is_contiguous() for p in model.parameters()):
-        layout = "channels_last"
-    return {"device": images.device.type, "dtype": str(images.dtype), "layout": layout}
-
-
 def _noise_seed(seed: int, index: int) -> int:
     """One independent stream per (seed, image index)."""
     return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
@@ -137,9 +178,16 @@ def _floor(radius: float) -> float:
     return down if down <= radius else down - 1e-6
 
 
-def _check_indices(chosen: list[int], images: Tensor, labels: Tensor) -> None:
+def _check_indices(chosen: list[int], named: list[int], images: Tensor, labels: Tensor) -> None:
     if len(images) != len(labels):
         raise ValueError(f"images and labels differ in length: {len(images)} and {len(labels)}")
+    if len(named) != len(images) or len(set(named)) != len(named) or min(named, default=0) < 0:
+        raise ValueError(
+            f"numbers: expected {len(images)} different numbers from 0, one per image, got "
+            f"{len(set(named))} different ones of {len(named)}"
+        )
+    if not chosen:
+        raise ValueError("indices is empty: nothing to certify")
     if len(set(chosen)) != len(chosen):
         raise ValueError("indices: expected each image at most once")
     wrong = [i for i in chosen if not 0 <= i < len(images)]
@@ -147,40 +195,90 @@ def _check_indices(chosen: list[int], images: Tensor, labels: Tensor) -> None:
         raise ValueError(f"indices={wrong[:3]}: expected 0 to {len(images) - 1}")
 
 
-def _open_log(path: Path, settings: dict[str, Any], classes: int, *, resume: bool) -> set[int]:
-    """Create the log, or cut a half-written last row off an existing one; returns finished rows."""
+def _recorded(path: Path, wanted: dict[str, Any], *, resume: bool) -> dict[str, Any] | None:
+    """The settings of an existing log, if they are the wanted ones; None if there is no log."""
     sidecar = path.with_suffix(".json")
-    header = "\t".join([*COLUMNS, *(f"count_{k}" for k in range(classes))]) + "\n"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        from trustml_helpers import __version__
-
-        about = settings | {"torch": torch.__version__, "trustml_helpers": __version__}
-        replace_file(sidecar, (json.dumps(about, indent=2) + "\n").encode())
-        replace_file(path, header.encode())
-        return set()
+        return None
     if not resume:
         raise LogError(f"{path} exists: pass resume=True to go on with it, or another path")
     if not sidecar.exists():
         raise LogError(f"{sidecar} is missing, so the settings of {path} are not known; rename it")
-    recorded = json.loads(sidecar.read_text(encoding="utf-8"))
-    for key, value in settings.items():
-        if recorded.get(key) != value:
+    try:
+        known: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8"))
+        missing = [key for key in wanted if key not in known]
+    except (ValueError, TypeError) as error:
+        raise LogError(f"{sidecar} cannot be read ({error}); rename it and {path}") from error
+    if missing:
+        raise LogError(f"{sidecar} lacks {', '.join(missing)}: use another path")
+    for key, value in wanted.items():
+        if value is not None and known[key] != value:
             raise LogError(
-                f"{path} was made with {key}={recorded.get(key)!r}, not {value!r}: use the same "
+                f"{path} was made with {key}={known[key]!r}, not {value!r}: use the same "
                 "settings, or another path"
             )
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if not whole.startswith(header):
+    return known
+
+
+def _header(classes: int) -> str:
+    return "\t".join([*COLUMNS, *(f"count_{k}" for k in range(classes))]) + "\n"
+
+
+def _create(path: Path, settings: dict[str, Any], classes: int) -> None:
+    from trustml_helpers import __version__
+
+    about = settings | {"torch": torch.__version__, "trustml_helpers": __version__}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path.with_suffix(".json"), (json.dumps(about, indent=2) + "\n").encode())
+        replace_file(path, _header(classes).encode())
+    except OSError as error:
+        raise LogError(f"{path} cannot be written ({error}): choose another folder") from error
+
+
+def _check_space(path: Path, rows: int, classes: int) -> None:
+    """Refuse to start what could not be written to its end; a row has at most so many bytes."""
+    needed, free = rows * (60 + 11 * classes), shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise LogError(f"{path}: {rows} rows need {needed:,} bytes, {free:,} are free; make room")
+
+
+def _gather(path: Path, order: Sequence[int]) -> set[int]:
+    """Join the log with the parts of other processes; returns the idx of its rows.
+
+    What is kept are whole rows, each idx once: other rows first, then the wanted ones in order. A
+    kill at any moment leaves the old log with its parts, or the new one.
+    """
+    parts = sorted(path.parent.glob(glob.escape(path.name) + ".part[0-9]*"))
+    text, rows = path.read_text(encoding="utf-8"), dict[int, str]()
+    header, *lines = _whole_lines(text)
+    if not header.startswith("\t".join(COLUMNS)):
         raise LogError(f"{path} does not begin with the expected header; rename it")
-    if whole != text:
-        replace_file(path, whole.encode())
-    return {int(line.split("\t", 1)[0]) for line in whole.splitlines()[1:]}
+    for part in parts:
+        lines += _whole_lines(part.read_text(encoding="utf-8"))
+    for line in lines:
+        number = line.split("\t", 1)[0]
+        if not number.isdecimal():
+            raise LogError(f"{path} has a damaged row {line.strip()[:40]!r}; remove it or rename")
+        rows.setdefault(int(number), line)
+    place = {index: k for k, index in enumerate(order)}
+    joined = header + "".join(rows[i] for i in sorted(rows, key=lambda i: place.get(i, -1)))
+    if joined != text:
+        replace_file(path, joined.encode())
+    for part in parts:
+        part.unlink()
+    return set(rows)
+
+
+def _whole_lines(text: str) -> list[str]:
+    """Lines with their ends; what a kill left of the last one is dropped."""
+    return text[: text.rfind("\n") + 1].splitlines(keepends=True) or [""]
 
 
 def read_log(path: str | Path) -> pd.DataFrame:
     """A certification log as a table: this project's, or one of Cohen et al.'s format.
+
+    A last row that was cut off in the middle is left out, with a warning.
 
     Returns:
         Columns ``idx label predict radius correct time`` (time in seconds, whatever its format),
@@ -194,8 +292,14 @@ def read_log(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise LogError(f"{path} is missing")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    end, columns = text.rfind("\n") + 1, text.partition("\n")[0].count("\t") + 1
+    # Without counts a last row may be whole and only lack its line end.
+    if text[end:] and (columns > len(COLUMNS) or text[end:].count("\t") + 1 < columns):
+        warnings.warn(f"{path}: the last row is cut off and left out", UserWarning, stacklevel=2)
+        text = text[:end]
     try:
-        table = pd.read_csv(path, sep="\t")
+        table = pd.read_csv(io.StringIO(text), sep="\t")
     except (ValueError, pd.errors.ParserError) as error:
         raise LogError(f"{path} is not a certification log ({error})") from error
     if tuple(table.columns[:6]) != COLUMNS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
+import warnings
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -295,7 +296,9 @@ def main() -> None:
     """Run the command line; what the user can mend is one sentence, not a traceback."""
     expected = (ValueError, TypeError, OSError, models.CheckpointError, data.DataError, LogError)
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: typer.echo(f"note: {message}", err=True)
+            app()
     except (*expected, FloatingPointError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

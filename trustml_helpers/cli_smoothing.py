@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from torch import Tensor
+from torch import Tensor, nn
 
-from trustml_helpers import certification, data, models, smoothing
+from trustml_helpers import certification, cli_inputs, execution, smoothing
 from trustml_helpers.robustness import progress_bar
 
 
@@ -25,84 +26,174 @@ class Bound(StrEnum):
     two_class = "two_class"
 
 
+class Layout(StrEnum):
+    contiguous = "contiguous"
+    channels_last = "channels_last"
+
+
+class Dtype(StrEnum):
+    float64 = "float64"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 CheckpointArgument = Annotated[
     str, typer.Argument(help="Name of a checkpoint, or path of a .safetensors file.")
+]
+Network = Annotated[
+    str,
+    typer.Argument(
+        help="Name of a checkpoint, path of a .safetensors file with its card, or module:name, "
+        "a network or a function that returns one with its weights loaded. It takes images in "
+        "[0, 1] (normalise inside) and returns logits (n, K)."
+    ),
+]
+DataSet = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="mnist (ships with the course); fashion_mnist, cifar10, imagenet (torchvision's "
+        "files, see --root); an .npz file with the arrays images (uint8, or floating point in "
+        "[0, 1]) and labels; or module:function, which returns both as tensors.",
+    ),
+]
+Root = Annotated[Path | None, typer.Option(help="Folder of torchvision's files.")]
+SplitOption = Annotated[Split, typer.Option(help="Which part of a named data set.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one, if not given.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random; same seed, same result.")]
 Sigma = Annotated[
     float | None,
-    typer.Option(help="Standard deviation of the noise; the model's training sigma if not given."),
+    typer.Option(
+        help="Standard deviation of the noise, in units of pixels in [0, 1]; a checkpoint's "
+        "training sigma if not given."
+    ),
 ]
 Alpha = Annotated[float, typer.Option(help="Error probability per image.")]
 Every = Annotated[int, typer.Option(help="Take every k-th image: 0, k, 2k, ...")]
 Limit = Annotated[int | None, typer.Option(help="Take at most this many of them.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(help="Noisy images per forward pass; a short trial finds it if not given."),
+]
 
 
 def certify(
-    model: CheckpointArgument,
+    model: Network,
     log: Annotated[Path, typer.Argument(help="TSV to write; settings go beside it as JSON.")],
+    data_set: DataSet = "mnist",
+    root: Root = None,
+    split: SplitOption = Split.test,
+    every: Every = 1,
+    limit: Limit = None,
     sigma: Sigma = None,
     n0: Annotated[int, typer.Option(help="Selection samples per image.")] = 100,
     n: Annotated[int, typer.Option(help="Estimation samples per image.")] = 100_000,
     alpha: Alpha = 0.001,
-    bound: Annotated[Bound, typer.Option()] = Bound.one_class,
-    split: Annotated[Split, typer.Option()] = Split.test,
-    every: Every = 1,
-    limit: Limit = None,
-    batch_size: Annotated[int, typer.Option(help="Noisy images per forward pass.")] = 256,
+    bound: Annotated[
+        Bound,
+        typer.Option(
+            help="one_class: as published, p_A alone. two_class: bounds the strongest other class "
+            "too; larger radii where several classes compete, and nearly the same elsewhere."
+        ),
+    ] = Bound.one_class,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    layout: Annotated[
+        Layout | None,
+        typer.Option(help="Memory layout of the weights; a short trial finds it if not given."),
+    ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            help="Run the network in this precision; its own if not given. Noise is drawn and "
+            "added in that of the images."
+        ),
+    ] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Compile the network with torch.compile."),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Certify MNIST images and log one row each; a run that was stopped goes on where it was.
+    """Certify images and log one row each; a run that was stopped goes on where it was.
 
-    Prints the certified accuracy at a few radii and the average certified radius. Certificates
-    are true with probability 1 - alpha, for each image by itself.
+    Prints the certified accuracy at a few radii (l2, in units of pixels in [0, 1]) and the average
+    certified radius. A certificate is true with probability 1 - alpha, for each image by itself.
+
+    The log has the columns idx, label, predict (-1: abstained), radius (rounded down, 0 where
+    nothing is certified), correct, time (seconds), and the votes of each class. Call the same
+    command again to go on; what is not given (batch size, layout, precision) is then taken from
+    the JSON. Other settings or another network are refused.
+
+    A network of your own, returned by my_network() in a file nets.py where you are:
+
+    trustml certify nets:my_network my.tsv --data cifar10 --root data/ --every 20 --sigma 0.25
+
+    Two processes, one thread each; the images are dealt out, the log is the same:
+
+    torchrun --nproc-per-node=2 -m trustml_helpers certify ...
+
+    Then: trustml plot my.tsv --output my.png, and trustml audit my.tsv.
     """
-    smoothed = _smoothed(model, sigma)
-    x, y = data.load_mnist(split.value)
+    chosen = cli_inputs.images(data_set, split.value, root, every, limit)
+    where = cli_inputs.device(device)
+    smoothed = _smoothed(model, sigma, chosen, where)
+    first_process = int(os.environ.get("RANK", "0")) == 0
     table = certification.certify_dataset(
-        smoothed, x, y, log, n0=n0, n=n, alpha=alpha, bound=bound.value, seed=seed,
-        indices=_indices(len(x), every, limit), batch_size=batch_size,
+        smoothed, chosen.x.to(where), chosen.y, log, n0=n0, n=n, alpha=alpha, bound=bound.value,
+        numbers=chosen.numbers, seed=seed, batch_size=batch_size,
+        layout=layout and layout.value, dtype=dtype and dtype.value, compiled=compiled,
     )  # fmt: skip
-    _print({log.stem: table})
-    typer.echo(f"wrote {log}")
+    if first_process:
+        _print({log.stem: table})
+        typer.echo(f"wrote {log}")
 
 
 def predict(
-    model: CheckpointArgument,
+    model: Network,
+    data_set: DataSet = "mnist",
+    root: Root = None,
+    split: SplitOption = Split.test,
+    every: Every = 1,
+    limit: Limit = None,
     sigma: Sigma = None,
     n: Annotated[int, typer.Option(help="Noisy copies of each image.")] = 1000,
     alpha: Alpha = 0.001,
-    split: Annotated[Split, typer.Option()] = Split.test,
-    every: Every = 1,
-    limit: Limit = None,
-    batch_size: Annotated[int, typer.Option(help="Noisy images per forward pass.")] = 256,
+    device: Device = None,
+    batch_size: BatchSize = None,
     seed: Seed = 0,
     output: Annotated[
         Path | None, typer.Option(help="Write index, label, predict per image as CSV.")
     ] = None,
 ) -> None:
-    """Classify MNIST images by the smoothed classifier; -1 in the output means: abstained."""
+    """Classify images by the smoothed classifier; -1 in the output means: abstained."""
     check_output(output)
-    smoothed = _smoothed(model, sigma)
-    x, y = data.load_mnist(split.value)
-    chosen = torch.tensor(_indices(len(x), every, limit))
-    generator = torch.Generator().manual_seed(seed)
+    chosen = cli_inputs.images(data_set, split.value, root, every, limit)
+    where = cli_inputs.device(device)
+    smoothed = _smoothed(model, sigma, chosen, where)
+    one = chosen.x[:1].to(where)
+    found = execution.search(smoothed, one, batch_size=batch_size)
+    smoothed = execution.prepare(smoothed, found, one)
+    generator = torch.Generator(where).manual_seed(seed)
     parts = [
-        smoothed.predict(x[few], n, alpha, generator=generator, batch_size=batch_size)
-        for few in progress_bar(True)(chosen.split(20), desc="predict")
+        smoothed.predict(few.to(where), n, alpha, generator=generator, batch_size=found.batch_size)
+        for few in progress_bar(True)(chosen.x.split(20), desc="predict")
     ]
-    found = torch.cat(parts)
+    predicted = torch.cat(parts)
     for name, share in {
-        "right": found == y[chosen],
-        "abstained": found == smoothing.ABSTAIN,
-        "wrong": (found != y[chosen]) & (found != smoothing.ABSTAIN),
+        "right": predicted == chosen.y,
+        "abstained": predicted == smoothing.ABSTAIN,
+        "wrong": (predicted != chosen.y) & (predicted != smoothing.ABSTAIN),
     }.items():
-        print_share(name, share.double().mean().item(), len(chosen))
+        print_share(name, share.double().mean().item(), len(predicted))
     if output is not None:
         import pandas as pd
 
-        columns = {"index": chosen, "label": y[chosen], "predict": found}
-        pd.DataFrame({k: v.numpy() for k, v in columns.items()}).to_csv(output, index=False)
+        columns = {"index": chosen.numbers, "label": chosen.y, "predict": predicted}
+        pd.DataFrame(columns).to_csv(output, index=False)
         typer.echo(f"wrote {output}")
 
 
@@ -174,7 +265,7 @@ def check_output(output: Path | None) -> None:
 
 def first(part: tuple[Tensor, Tensor], limit: int | None) -> tuple[Tensor, Tensor]:
     """The first images and labels, all of them without a limit."""
-    chosen = _indices(len(part[0]), 1, limit)
+    chosen = cli_inputs.indices(len(part[0]), 1, limit)
     return part[0][: len(chosen)], part[1][: len(chosen)]
 
 
@@ -183,24 +274,22 @@ def print_share(name: str, share: float, images: int) -> None:
     typer.echo(f"{name:>20}  {100 * share:6.2f} %   of {images} images")
 
 
-def _indices(images: int, every: int, limit: int | None) -> list[int]:
-    if every < 1:
-        raise ValueError(f"every={every}: expected at least 1")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}: expected at least 1 image")
-    return list(range(0, images, every))[:limit]
-
-
-def _smoothed(name: str, sigma: float | None) -> smoothing.SmoothedClassifier:
-    # channels_last is nearly twice as fast on the CPUs measured, for small convolutions.
-    model = models.load(name).to(memory_format=torch.channels_last)
-    trained = models.card(name).get("sigma")
-    sigma = trained if sigma is None else sigma
-    if trained is not None and sigma != trained:
-        typer.echo(f"note: {name} was trained with sigma {trained:g}, not {sigma:g}", err=True)
+def _smoothed(
+    name: str, sigma: float | None, chosen: cli_inputs.Images, where: torch.device
+) -> smoothing.SmoothedClassifier:
+    network = cli_inputs.network(name)
+    sigma = getattr(network, "card", {}).get("sigma") if sigma is None else sigma
     if sigma is None:
-        raise ValueError(f"sigma: {name} was not trained with noise; pass --sigma")
-    return smoothing.SmoothedClassifier(model, sigma, num_classes=10)
+        raise ValueError(f"sigma: {name} was not trained with a known noise; pass --sigma")
+    if isinstance(network, nn.Module):
+        network = network.to(where)
+    with torch.inference_mode():
+        logits = network(chosen.x[:1].to(where))
+    if not (isinstance(logits, Tensor) and logits.ndim == 2):
+        raise ValueError(
+            f"model={name!r}: expected logits (n, K) for images {tuple(chosen.x.shape)}"
+        )
+    return smoothing.SmoothedClassifier(network, sigma, num_classes=logits.shape[1])
 
 
 def _print(logs: dict[str, certification.Log]) -> None:

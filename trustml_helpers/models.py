@@ -204,6 +204,7 @@ def load(name: str | Path) -> nn.Module:
 
     model = build(content["architecture"])
     model.load_state_dict(load_bytes(raw))
+    model.__dict__["card"] = content  # so that smoothing can compare its sigma
     return model.eval()
 
 

@@ -218,6 +218,29 @@ def anytime_lower_bound(k: ArrayLike, n: ArrayLike, alpha: float) -> Floats:
     return np.where(k_ > 0, special.expit(low), 0.0)
 
 
+def best_case_bound(k: ArrayLike, n: ArrayLike, n_max: int, alpha: float) -> Floats:
+    """The lower bound that ``n_max`` votes would give if p were as large as it can be.
+
+    The rest of the votes is taken to arrive at the rate of the upper bound of p that holds at all
+    n at once (the lower one with the classes exchanged). Whether more sampling is worth while.
+
+    Args:
+        k, n, alpha: as for :func:`anytime_lower_bound`.
+        n_max: the number of votes that sampling could go on to, at least n.
+
+    Returns:
+        float64, at least the present :func:`anytime_lower_bound` up to the rounding of a count.
+
+    >>> float(best_case_bound(0, 1000, 1000, 0.001))  # nothing left to gain
+    0.0
+    """
+    k_, n_ = np.asarray(k, dtype=float), np.asarray(n, dtype=float)
+    if np.any(n_ > n_max):
+        raise ValueError(f"n_max={n_max}: expected at least n={n!r}")
+    upper = 1 - anytime_lower_bound(n_ - k_, n_, alpha)
+    return anytime_lower_bound(k_ + np.ceil((n_max - n_) * upper), n_max, alpha)
+
+
 def _log_evidence(p: Floats, k: Floats, n: Floats) -> Floats:
     """ln M(p): evidence against "the probability is at most p", falling in p below k / n."""
     a, b = k + 0.5, n - k + 0.5

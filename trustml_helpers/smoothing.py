@@ -10,14 +10,26 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import special, stats
-from torch import Tensor
+from scipy import special
+from torch import Tensor, nn
 
 from trustml_helpers import bounds, sequential
 from trustml_helpers.attacks import given_or_fresh
 from trustml_helpers.models import unchanged
+from trustml_helpers.votes import (
+    ABSTAIN,
+    SHARES,
+    abstention_probability,
+    decide,
+    radii,
+    samples_needed,
+)
 
-ABSTAIN = -1
+__all__ = [
+    "ABSTAIN", "SHARES", "AnytimeCertificates", "Certificates", "RadiusCertificates",
+    "SmoothedClassifier", "abstention_probability", "decide", "radii", "samples_needed",
+]  # fmt: skip
+
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -41,12 +53,21 @@ class RadiusCertificates(NamedTuple):
     samples: Tensor  # int64 (b,), noisy copies used, the n0 selection samples included
 
 
+class AnytimeCertificates(NamedTuple):
+    """What open-ended sampling found, per image."""
+
+    prediction: Tensor  # int64 (b,), ABSTAIN where nothing is certified
+    radius: Tensor  # float64 (b,), l2 in pixel units, 0 where abstained
+    samples: Tensor  # int64 (b,), noisy copies used, the n0 selection samples included
+
+
 class SmoothedClassifier:
     """g(x): the class that the base classifier f most likely returns on x + N(0, sigma^2 I).
 
     Args:
-        base_classifier: f, any callable from images to logits ``(n, K)``; used in eval mode and
-            left as found. Noisy images are not clipped.
+        base_classifier: f, any callable from images to logits ``(n, K)``; used in eval mode (a
+            warning says so if it was in training mode) and left as found. Noisy images are not
+            clipped. A checkpoint of the course trained with another sigma gives a warning.
         sigma: standard deviation of the noise, above 0, in pixel units.
         num_classes: K, at least 2.
 
@@ -68,6 +89,14 @@ class SmoothedClassifier:
         bounds.check_sigma(sigma)
         if num_classes < 2:
             raise ValueError(f"num_classes={num_classes}: expected at least 2")
+        trained = getattr(base_classifier, "card", {}).get("sigma")
+        if trained is not None and trained != sigma:
+            warnings.warn(
+                f"sigma={sigma:g}: this checkpoint was trained with sigma {trained:g}; with other "
+                "noise it certifies less",
+                UserWarning,
+                stacklevel=2,
+            )
         self.base_classifier = base_classifier
         self.sigma = float(sigma)
         self.num_classes = int(num_classes)
@@ -96,6 +125,15 @@ class SmoothedClassifier:
         """
         batch_size = 256 if batch_size is None else batch_size
         _check(x, n, batch_size)
+        if isinstance(self.base_classifier, nn.Module) and any(
+            module.training for module in self.base_classifier.modules()
+        ):
+            warnings.warn(
+                "base_classifier is in training mode: it is evaluated in eval mode and given back "
+                "as it was; call .eval() first if that is what you mean",
+                UserWarning,
+                stacklevel=2,
+            )
         generator = given_or_fresh(generator, x)
         counts = torch.zeros(len(x), self.num_classes, dtype=torch.int64, device=x.device)
         together = max(1, batch_size // n)  # few copies of many images, or many copies of one
@@ -288,105 +326,71 @@ class SmoothedClassifier:
         prediction = torch.where(largest > 0, top.cpu(), ABSTAIN)
         return RadiusCertificates(prediction, largest > 0, largest, torch.as_tensor(used))
 
+    def certify_anytime(
+        self,
+        x: Tensor,
+        gain: float,
+        alpha: float,
+        n_max: int,
+        *,
+        n0: int = 100,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+    ) -> AnytimeCertificates:
+        """Certify whatever radius there is; samples until it could gain at most ``gain``.
 
-def abstention_probability(p_a: float, n: int, alpha: float) -> float:
-    """How often PREDICT abstains or errs, if two classes have probabilities p_a and 1 - p_a.
+        The lower bound of p_A holds at all sample sizes at once, so stopping may depend on it. At
+        every look the radius is compared with the one that n_max samples would give if p_A were
+        at its upper bound; an image that could not be certified even then is given up. The
+        certificate holds with probability at least ``1 - alpha`` per image, and so does the
+        upper bound that decides when to stop.
 
-    Args:
-        p_a: probability of the top class, at least 1/2; the rest goes to one rival, which is the
-            hardest case.
-        n: noisy copies.
-        alpha: error probability of PREDICT.
+        Args:
+            x, generator, batch_size: as for :meth:`sample_under_noise`.
+            gain: in pixel units, above 0.
+            alpha: error probability in (0, 1), per image.
+            n_max: largest number of estimation samples.
+            n0: selection samples; they are counted in ``samples``, not in ``n_max``.
 
-    Returns:
-        The exact probability that the top class is *not* returned.
+        Returns:
+            :class:`AnytimeCertificates`, per image.
 
-    Source: the binomial test of Cohen et al. (2019), proposition 1, summed over all outcomes.
+        Raises:
+            ValueError: for arguments out of range.
 
-    >>> round(abstention_probability(0.9, 50, 0.001), 4)
-    0.0003
-    """
-    if not 0.5 <= p_a <= 1:
-        raise ValueError(f"p_a={p_a}: expected a probability of at least 1/2")
-    if n < 1:
-        raise ValueError(f"n={n}: expected at least 1 sample")
-    bounds.check_alpha(alpha)
-    # Returned are all counts from the smallest one on that passes the test; none up to n / 2 does.
-    k = np.arange(n // 2 + 1, n + 1)
-    passed = k[2 * stats.binom.sf(k - 1, n, 0.5) <= alpha]
-    return float(stats.binom.cdf(passed[0] - 1, n, p_a)) if len(passed) else 1.0
+        Source: :func:`sequential.anytime_lower_bound`; looks as for :meth:`certify_at_radius`.
 
-
-def samples_needed(p_a: float, alpha: float, share: float = 0.01) -> int:
-    """How many samples until PREDICT returns the top class with probability ``1 - share``.
-
-    Args:
-        p_a, alpha: as for :func:`abstention_probability`; p_a above 1/2.
-        share: largest accepted probability of not returning the top class, in (0, 1).
-
-    Returns:
-        An n at which :func:`abstention_probability` is at most ``share``, found by doubling and
-        bisection (it falls with n up to a small saw tooth, so an n a few smaller may do as well).
-
-    >>> samples_needed(0.9, 0.001)
-    40
-    """
-    if not 0.5 < p_a <= 1:
-        raise ValueError(f"p_a={p_a}: expected a probability above 1/2; a tie is never settled")
-    if not 0 < share < 1:
-        raise ValueError(f"share={share}: expected a probability strictly in (0, 1)")
-    low, high = 0, 1
-    while abstention_probability(p_a, high, alpha) > share:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if abstention_probability(p_a, middle, alpha) > share:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def decide(counts: Tensor, alpha: float) -> Tensor:
-    """The decision of PREDICT from votes ``(b, K)``: the top class, or ABSTAIN.
-
-    The class is returned where the two-sided p-value of "both top classes are equally likely",
-    given their two counts, is at most alpha. Votes for other classes do not enter.
-
-    >>> decide(torch.tensor([[60, 40, 0], [90, 10, 0], [5, 5, 5]]), 0.001).tolist()
-    [-1, 0, -1]
-    """
-    two = counts.topk(2, dim=1)
-    first, second = two.values.cpu().numpy().T
-    p_value = np.minimum(1.0, 2 * stats.binom.sf(first - 1, first + second, 0.5))
-    sure = torch.as_tensor(p_value <= alpha)
-    return torch.where(sure, two.indices[:, 0].cpu(), ABSTAIN)
-
-
-def radii(
-    counts: Tensor, top: Tensor, n: int, alpha: float, sigma: float, bound: str = "one_class"
-) -> tuple[Floats, Floats]:
-    """Certified radii and lower bounds of p_A from votes, as CERTIFY computes them.
-
-    Args:
-        counts: votes of the estimation samples ``(b, K)``.
-        top: the class chosen on the selection samples, int64 ``(b,)``.
-        n: number of estimation samples (more than the votes if some were lost).
-        alpha, sigma, bound: as for :meth:`SmoothedClassifier.certify`.
-
-    Returns:
-        radius and p_a, float64 ``(b,)``; radius 0 where nothing is certified.
-    """
-    top = top.to(counts.device)
-    k = counts.gather(1, top[:, None])[:, 0].cpu().numpy()
-    if bound == "one_class":
-        p_a = bounds.lower_conf_bound(k, n, alpha)
-        return bounds.certified_radius(p_a, sigma), p_a
-    p_a = bounds.lower_conf_bound(k, n, 0.9 * alpha)
-    others = counts.scatter(1, top[:, None], -1).amax(1).cpu().numpy()
-    lost = n - counts.sum(1).cpu().numpy()  # a lost vote might have been the rival's
-    p_b = bounds.upper_conf_bound(others + lost, n, 0.1 * alpha)
-    return bounds.two_class_radius(p_a, p_b, sigma), p_a
+        >>> g = SmoothedClassifier(lambda x: torch.stack([x.sum(1), -x.sum(1)], 1), 1.0, 2)
+        >>> found = g.certify_anytime(torch.tensor([[0.5, 0.5]]), 0.2, 0.001, 100_000)
+        >>> bool(0.3 < found.radius[0] < 0.71), bool(found.samples[0] < 10_000)  # true: 0.707
+        (True, True)
+        """
+        _check(x, n0, 1, name="n0")
+        bounds.check_alpha(alpha)
+        if not (math.isfinite(gain) and gain > 0):
+            raise ValueError(f"gain={gain}: expected a finite number above 0, in pixel units")
+        generator = given_or_fresh(generator, x)
+        top = self.sample_under_noise(x, n0, generator, batch_size).argmax(1)
+        votes = np.zeros(len(x), dtype=np.int64)
+        used = np.zeros(len(x), dtype=np.int64)
+        radius = np.zeros(len(x))
+        going = np.arange(len(x))
+        for size in sequential.looks(n_max):
+            if len(going) == 0:
+                break
+            rows = torch.as_tensor(going, device=x.device)
+            more = int(size - used[going[0]])
+            counts = self.sample_under_noise(x[rows], more, generator, batch_size)
+            votes[going] += counts.gather(1, top[rows][:, None])[:, 0].cpu().numpy()
+            used[going] = size
+            lower = sequential.anytime_lower_bound(votes[going], size, alpha)
+            best = sequential.best_case_bound(votes[going], size, n_max, alpha)
+            # The bounds of all looks hold together, so the largest may be kept.
+            radius[going] = np.maximum(radius[going], bounds.certified_radius(lower, self.sigma))
+            hope = bounds.certified_radius(best, self.sigma) - radius[going]
+            going = going[hope > gain]
+        prediction = torch.where(torch.as_tensor(radius > 0), top.cpu(), ABSTAIN)
+        return AnytimeCertificates(prediction, torch.as_tensor(radius), torch.as_tensor(used + n0))
 
 
 def _check(x: Tensor, n: int, batch_size: int, name: str = "n") -> None:

@@ -1,0 +1,214 @@
+"""How a run is executed: batch size, memory layout, dtype; a short search; several processes.
+
+None of this changes what is computed, but all of it moves logits in their last digits, so a
+certification log records it and a resumed run repeats it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from trustml_helpers.smoothing import SmoothedClassifier
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = {
+    "float64": torch.float64, "float32": torch.float32,
+    "bfloat16": torch.bfloat16, "float16": torch.float16,
+}  # fmt: skip
+
+Result = TypeVar("Result")
+
+
+class Execution(NamedTuple):
+    """How the base classifier is run."""
+
+    batch_size: int = 256  # noisy images per forward pass
+    layout: str = "contiguous"  # of the weights, or "channels_last"
+    dtype: str = "float32"  # of the network; noise is drawn and added in the dtype of the images
+    compiled: bool = False  # by torch.compile, which needs a C++ compiler or a GPU
+
+
+class _Cast(nn.Module):
+    """A network behind a cast of its input: the noise was added before, in full precision."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.dtype = network, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.to(self.dtype))
+
+
+def as_given(model: Any, images: Tensor) -> Execution:
+    """The execution that leaves a network as it is: its layout, and the dtype of its weights.
+
+    >>> as_given(nn.Conv2d(3, 2, 3).to(memory_format=torch.channels_last), torch.zeros(1, 3, 5, 5))
+    Execution(batch_size=256, layout='channels_last', dtype='float32', compiled=False)
+    """
+    weights = list(model.parameters()) if isinstance(model, nn.Module) else []
+    layout = "contiguous" if all(p.is_contiguous() for p in weights) else "channels_last"
+    dtype = weights[0].dtype if weights else images.dtype
+    return Execution(layout=layout, dtype=str(dtype).removeprefix("torch."))
+
+
+def prepare(
+    smoothed: SmoothedClassifier, execution: Execution, image: Tensor
+) -> SmoothedClassifier:
+    """The same smoothed classifier, its network converted; the given one is left as it was.
+
+    Args:
+        smoothed: its base classifier must be an ``nn.Module`` if anything is to be converted.
+        execution: what to convert to. With a smaller dtype than the images' the noise is still
+            drawn and added in theirs, and only the sum is cast.
+        image: an image, or an empty batch of them, for its dtype.
+
+    Returns:
+        A smoothed classifier on a converted copy, or the given one if there is nothing to do.
+
+    Raises:
+        ValueError: for an unknown layout or dtype, or a callable that would have to be converted.
+    """
+    for name, value, known in (("layout", execution.layout, LAYOUTS),
+                               ("dtype", execution.dtype, DTYPES)):  # fmt: skip
+        if value not in known:
+            raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}")
+    model = smoothed.base_classifier
+    if execution == as_given(model, image)._replace(batch_size=execution.batch_size):
+        return smoothed
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{execution}: a base classifier that is no nn.Module runs as it is")
+    dtype = DTYPES[execution.dtype]
+    network = copy.deepcopy(model).to(dtype).to(memory_format=LAYOUTS[execution.layout])
+    network = _Cast(network, dtype)
+    network.training = model.training  # the flags inside were copied
+    if execution.compiled:
+        # One graph per batch shape: there are three (selection, estimation, the last batch).
+        network.compile(dynamic=False)
+    return SmoothedClassifier(network, smoothed.sigma, smoothed.num_classes)
+
+
+def search(
+    smoothed: SmoothedClassifier,
+    image: Tensor,
+    *,
+    batch_size: int | None = None,
+    layout: str | None = None,
+    dtype: str | None = None,
+    largest: int = 4096,
+) -> Execution:
+    """The batch size and memory layout with the most votes per second here, by a short trial.
+
+    Layouts are compared at 64 copies; then the batch is doubled for as long as that helps. Takes
+    a second or two for a small network, a few forward passes of each size for a large one.
+
+    Args:
+        smoothed: the smoothed classifier.
+        image: one image ``(1, ...)`` on the device of the network.
+        batch_size, layout, dtype: kept if given; the dtype is the network's own if not.
+        largest: of the batches tried.
+
+    Returns:
+        An :class:`Execution`. Where two are equally fast, another trial may find the other.
+
+    >>> f = lambda x: torch.stack([x.sum(1), -x.sum(1)], 1)
+    >>> search(SmoothedClassifier(f, 1.0, 2), torch.zeros(1, 2), batch_size=32)
+    Execution(batch_size=32, layout='contiguous', dtype='float32', compiled=False)
+    """
+    model = smoothed.base_classifier
+    start = as_given(model, image)
+    start = Execution(batch_size or 64, layout or start.layout, dtype or start.dtype)
+    free = layout is None and isinstance(model, nn.Module)
+    candidates = [start._replace(layout=name) for name in LAYOUTS] if free else [start]
+    if batch_size is not None and len(candidates) == 1:
+        return start
+    speeds = {each: _votes_per_second(smoothed, image, each) for each in candidates}
+    found = max(speeds, key=speeds.__getitem__)
+    speed, size = speeds[found], 2 * found.batch_size
+    while batch_size is None and size <= largest:
+        try:
+            now = _votes_per_second(smoothed, image, found._replace(batch_size=size))
+        except torch.OutOfMemoryError:
+            break
+        if now < 0.9 * speed:
+            break  # once beyond the caches it only gets worse
+        if now > 1.03 * speed:
+            found, speed = found._replace(batch_size=size), now
+        size *= 2
+    return found
+
+
+def _votes_per_second(smoothed: SmoothedClassifier, image: Tensor, execution: Execution) -> float:
+    """The best of three short runs after one to warm up."""
+    prepared, batch = prepare(smoothed, execution, image), execution.batch_size
+    generator, best = torch.Generator(image.device).manual_seed(0), math.inf
+    for attempt in range(4):
+        started = time.perf_counter()
+        prepared.sample_under_noise(image, 2 * batch, generator, batch)
+        if attempt > 0:
+            best = min(best, time.perf_counter() - started)
+    return 2 * batch / best
+
+
+class Team:
+    """The processes that share a run; a single one unless torchrun started several."""
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+
+    def first(self, work: Callable[[], Result]) -> Result:
+        """Let rank 0 do it; all get its result, or its error."""
+        if self.size == 1:
+            return work()
+        from torch import distributed
+
+        outcome: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                outcome[0] = work()
+            except Exception as error:  # raised again below, on every rank
+                outcome[1] = error
+        distributed.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.size > 1:
+            from torch import distributed
+
+            distributed.barrier()
+
+
+@contextmanager
+def team() -> Iterator[Team]:
+    """The processes of ``torchrun --nproc-per-node=2 ...``; of an ordinary call, itself.
+
+    Uses the process group of the caller if there is one, else a gloo group of its own.
+
+    >>> with team() as alone:
+    ...     alone.rank, alone.size
+    (0, 1)
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Team()
+        return
+    from torch import distributed
+
+    own = not distributed.is_initialized()
+    if own:  # an image may take minutes, and one rank may finish long before another
+        distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    yield Team(distributed.get_rank(), distributed.get_world_size())
+    # Not after an error: then torchrun ends the others, and a farewell could wait for ever.
+    if own:
+        distributed.destroy_process_group()

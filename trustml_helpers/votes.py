@@ -1,0 +1,116 @@
+"""What votes prove: the decision of PREDICT, the radii of CERTIFY, and how many votes it takes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from trustml_helpers import bounds
+
+ABSTAIN = -1
+SHARES = (0.9, 0.1)  # of alpha, in the two-class bound: for the top class, for the other
+
+Floats = NDArray[np.float64]
+
+
+def abstention_probability(p_a: float, n: int, alpha: float) -> float:
+    """How often PREDICT abstains or errs, if two classes have probabilities p_a and 1 - p_a.
+
+    Args:
+        p_a: probability of the top class, at least 1/2; the rest goes to one rival, which is the
+            hardest case.
+        n: noisy copies.
+        alpha: error probability of PREDICT.
+
+    Returns:
+        The exact probability that the top class is *not* returned.
+
+    Source: the binomial test of Cohen et al. (2019), proposition 1, summed over all outcomes.
+
+    >>> round(abstention_probability(0.9, 50, 0.001), 4)
+    0.0003
+    """
+    if not 0.5 <= p_a <= 1:
+        raise ValueError(f"p_a={p_a}: expected a probability of at least 1/2")
+    if n < 1:
+        raise ValueError(f"n={n}: expected at least 1 sample")
+    bounds.check_alpha(alpha)
+    # Returned are all counts from the smallest one on that passes the test; none up to n / 2 does.
+    k = np.arange(n // 2 + 1, n + 1)
+    passed = k[2 * stats.binom.sf(k - 1, n, 0.5) <= alpha]
+    return float(stats.binom.cdf(passed[0] - 1, n, p_a)) if len(passed) else 1.0
+
+
+def samples_needed(p_a: float, alpha: float, share: float = 0.01) -> int:
+    """How many samples until PREDICT returns the top class with probability ``1 - share``.
+
+    Args:
+        p_a, alpha: as for :func:`abstention_probability`; p_a above 1/2.
+        share: largest accepted probability of not returning the top class, in (0, 1).
+
+    Returns:
+        An n at which :func:`abstention_probability` is at most ``share``, found by doubling and
+        bisection (it falls with n up to a small saw tooth, so an n a few smaller may do as well).
+
+    >>> samples_needed(0.9, 0.001)
+    40
+    """
+    if not 0.5 < p_a <= 1:
+        raise ValueError(f"p_a={p_a}: expected a probability above 1/2; a tie is never settled")
+    if not 0 < share < 1:
+        raise ValueError(f"share={share}: expected a probability strictly in (0, 1)")
+    low, high = 0, 1
+    while abstention_probability(p_a, high, alpha) > share:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if abstention_probability(p_a, middle, alpha) > share:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def decide(counts: Tensor, alpha: float) -> Tensor:
+    """The decision of PREDICT from votes ``(b, K)``: the top class, or ABSTAIN.
+
+    The class is returned where the two-sided p-value of "both top classes are equally likely",
+    given their two counts, is at most alpha. Votes for other classes do not enter.
+
+    >>> decide(torch.tensor([[60, 40, 0], [90, 10, 0], [5, 5, 5]]), 0.001).tolist()
+    [-1, 0, -1]
+    """
+    two = counts.topk(2, dim=1)
+    first, second = two.values.cpu().numpy().T
+    p_value = np.minimum(1.0, 2 * stats.binom.sf(first - 1, first + second, 0.5))
+    sure = torch.as_tensor(p_value <= alpha)
+    return torch.where(sure, two.indices[:, 0].cpu(), ABSTAIN)
+
+
+def radii(
+    counts: Tensor, top: Tensor, n: int, alpha: float, sigma: float, bound: str = "one_class"
+) -> tuple[Floats, Floats]:
+    """Certified radii and lower bounds of p_A from votes, as CERTIFY computes them.
+
+    Args:
+        counts: votes of the estimation samples ``(b, K)``.
+        top: the class chosen on the selection samples, int64 ``(b,)``.
+        n: number of estimation samples (more than the votes if some were lost).
+        alpha, sigma, bound: as for :meth:`SmoothedClassifier.certify`.
+
+    Returns:
+        radius and p_a, float64 ``(b,)``; radius 0 where nothing is certified.
+    """
+    top = top.to(counts.device)
+    k = counts.gather(1, top[:, None])[:, 0].cpu().numpy()
+    if bound == "one_class":
+        p_a = bounds.lower_conf_bound(k, n, alpha)
+        return bounds.certified_radius(p_a, sigma), p_a
+    p_a = bounds.lower_conf_bound(k, n, SHARES[0] * alpha)
+    others = counts.scatter(1, top[:, None], -1).amax(1).cpu().numpy()
+    lost = n - counts.sum(1).cpu().numpy()  # a lost vote might have been the rival's
+    p_b = bounds.upper_conf_bound(others + lost, n, SHARES[1] * alpha)
+    return bounds.two_class_radius(p_a, p_b, sigma), p_a
