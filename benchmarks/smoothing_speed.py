@@ -1,64 +1,63 @@
 """Votes per second: `sample_under_noise` against the bare network, and against the literal loop.
 
 Everything is measured side by side in one run, in an order that alternates, and reported as the
-median of ratios. Usage: python benchmarks/smoothing_speed.py [--repeats 5] [--network LeNet]
+median of ratios with its quartiles. Then: how many labels change with layout and precision on the
+same noise. Usage: python benchmarks/smoothing_speed.py [--network LeNet] [--repeats 7]
+[--variants float32 bfloat16 compiled compiled-bfloat16] [--device cpu] [--threads 2] [--pinned]
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from trustml_helpers import models
+from trustml_helpers import data, execution, models
+from trustml_helpers.execution import Execution
 from trustml_helpers.smoothing import SmoothedClassifier
 
 SIGMA = 0.5
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-BATCHES = (64, 128, 256, 512)
+VARIANTS = {
+    "float32": ("float32", False), "bfloat16": ("bfloat16", False),
+    "compiled": ("float32", True), "compiled-bfloat16": ("bfloat16", True),
+}  # fmt: skip
+# glibc gives large blocks back to the system at once and fetches them again for the next batch.
+PINNED = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 
 
-def resnet18() -> nn.Module:
-    """torchvision's ResNet-18 with the usual first layer for 32 x 32 images."""
-    from torchvision.models import resnet18 as build
+def resnet(name: str, small: bool) -> nn.Module:
+    """torchvision's network; for 32 x 32 images with the usual first layer."""
+    import torchvision
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = build(num_classes=10)
-        network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        network.maxpool = nn.Identity()
+        network = getattr(torchvision.models, name)(num_classes=10)
+        if small:
+            network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            network.maxpool = nn.Identity()
     return network.eval()
 
 
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
-    "LeNet": (lambda: models.build("LeNet").eval(), (1, 28, 28), 5120),
-    "ResNet-18": (resnet18, (3, 32, 32), 512),
-}
+# How to build it, an image, and the votes of one timed run.
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], int]] = {
+    "LeNet": (lambda: models.load("mnist_lenet_gaussian_0.5"),
+              lambda: data.load_mnist("test")[0][:1], 10_240),
+    "ResNet-18": (lambda: resnet("resnet18", True), lambda: torch.rand(1, 3, 32, 32), 512),
+    "ResNet-50": (lambda: resnet("resnet50", False), lambda: torch.rand(1, 3, 224, 224), 4096),
+}  # fmt: skip
 
 
-def bare(network: nn.Module, shape: tuple[int, ...], batch: int, votes: int) -> None:
-    """The forward pass alone, on one batch over and over."""
-    x = torch.rand(batch, *shape)
-    with torch.inference_mode():
-        for _ in range(votes // batch):
-            network(x)
-
-
-def ours(network: nn.Module, shape: tuple[int, ...], batch: int, votes: int) -> None:
-    """Noise, forward pass and counting, as the package does it."""
-    generator = torch.Generator().manual_seed(0)
-    g = SmoothedClassifier(network, SIGMA, 10)
-    g.sample_under_noise(torch.rand(1, *shape), votes, generator, batch)
-
-
-def literal(network: nn.Module, shape: tuple[int, ...], batch: int, votes: int) -> None:
+def literal(network: nn.Module, x: Tensor, votes: int) -> None:
     """The published procedure word by word: batches of 1,000, counted in Python on the host."""
-    x, counts = torch.rand(shape), [0] * 10
+    counts = [0] * 10
     with torch.no_grad():
         for start in range(0, votes, 1000):
             copies = x.repeat(min(1000, votes - start), 1, 1, 1)
@@ -67,49 +66,109 @@ def literal(network: nn.Module, shape: tuple[int, ...], batch: int, votes: int) 
                 counts[label] += 1
 
 
-def seconds(run: Callable[..., None], *arguments: object) -> float:
+def bare(network: nn.Module, x: Tensor, batch: int, votes: int) -> None:
+    """The forward pass alone, on one batch over and over."""
+    several = x.repeat(batch, 1, 1, 1)
+    with torch.inference_mode():
+        for _ in range(votes // batch):
+            network(several)
+
+
+def seconds(run: Callable[[], None], device: str) -> float:
     started = time.perf_counter()
-    run(*arguments)
+    run()
+    if device != "cpu":
+        torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def quartiles(values: list[float]) -> str:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.2f} (quartiles {low:.2f} to {high:.2f})"
+
+
+def best_of_bare(network: nn.Module, x: Tensor, votes: int, device: str) -> Callable[[], None]:
+    """The bare network at its own best layout and batch size."""
+    speeds: dict[tuple[str, int], float] = {}
+    converted = {}
+    for layout, form in execution.LAYOUTS.items():
+        converted[layout] = copy.deepcopy(network).to(memory_format=form)
+        for batch in (64, 128, 256, 512, 1024):
+            size = max(batch, min(votes, 4 * batch))
+            bare(converted[layout], x, batch, batch)
+            took = min(seconds(lambda: bare(converted[layout], x, batch, size), device)  # noqa: B023
+                       for _ in range(3))  # fmt: skip
+            speeds[layout, batch] = size // batch * batch / took
+    layout, batch = max(speeds, key=speeds.__getitem__)
+    print(f"bare: best at batch {batch}, {layout}")
+    return lambda: bare(converted[layout], x, batch, votes)
+
+
+def changed_labels(g: SmoothedClassifier, variants: dict[str, Execution], votes: int) -> None:
+    """Against float32, contiguous, batches of 250, on the same noisy digits."""
+    images = data.load_mnist("test")[0][::500]
+    noise = torch.randn(len(images), votes // len(images), 1, 28, 28,
+                        generator=torch.Generator().manual_seed(0))  # fmt: skip
+    noisy = (images[:, None] + SIGMA * noise).flatten(0, 1)
+    labels = models.predict(g.base_classifier, noisy, batch_size=250)
+    print(f"labels that change, of {len(noisy)} noisy digits, against float32, contiguous:")
+    for name, how in {"channels_last": Execution(layout="channels_last"), **variants}.items():
+        network = execution.prepare(g, how, images).base_classifier
+        found = models.predict(network, noisy, batch_size=250)
+        print(f"  {name}, {how.layout}: {int((found != labels).sum())}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--network", choices=NETWORKS, default="LeNet")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["float32", "bfloat16"])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--pinned", action="store_true", help="fix glibc's thresholds at 1 GiB")
     options = parser.parse_args()
-    build, shape, votes = NETWORKS[options.network]
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
-          f"torch {torch.__version__}, {options.network}, {votes} votes a run")  # fmt: skip
+    if options.pinned and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | PINNED)
+    torch.set_num_threads(options.threads)
+    build, picture, votes = NETWORKS[options.network]
+    device = options.device
+    kind = platform.machine() if device == "cpu" else torch.cuda.get_device_name()
+    allocator = "pinned" if "MALLOC_TRIM_THRESHOLD_" in os.environ else "default"
+    print(f"{kind}, {options.threads} threads, {allocator} allocator, torch {torch.__version__}, "
+          f"{options.network}, {votes} votes a run")  # fmt: skip
 
-    networks = {name: build().to(memory_format=layout) for name, layout in LAYOUTS.items()}
-    for network in networks.values():
-        bare(network, shape, 64, 128)  # warm up
-    best: dict[str, tuple[nn.Module, int]] = {}
-    for name, run in (("bare", bare), ("ours", ours)):
-        speed = {
-            (layout, batch): votes / seconds(run, network, shape, batch, votes)
-            for layout, network in networks.items()
-            for batch in BATCHES
-        }
-        layout, batch = max(speed, key=speed.__getitem__)
-        best[name] = networks[layout], batch
-        print(
-            f"{name}: best at batch {batch}, {layout}: {speed[layout, batch]:,.0f} votes a second"
-        )
+    network, x = build().to(device), picture().to(device)
+    g = SmoothedClassifier(network, SIGMA, 10)
+    runs = {"bare": best_of_bare(network, x, votes, device),
+            "literal": lambda: literal(network, x, votes)}  # fmt: skip
+    variants = {}
+    for name in options.variants:
+        dtype, compiled = VARIANTS[name]
+        found = execution.search(g, x, dtype=dtype)._replace(compiled=compiled)
+        variants[name] = found
+        prepared = execution.prepare(g, found, x)
+        print(f"{name}: {found}")
 
-    runs = {"bare": bare, "ours": ours, "literal": literal}
-    setting = best | {"literal": (networks["contiguous"], 1000)}
-    ratios: dict[str, list[float]] = {"bare": [], "literal": []}
+        def ours(prepared: SmoothedClassifier = prepared, batch: int = found.batch_size) -> None:
+            generator = torch.Generator(device).manual_seed(0)
+            prepared.sample_under_noise(x, votes, generator, batch)
+
+        runs[name] = ours
+    for run in runs.values():
+        run()  # warm up; compiles
+
+    took: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(options.repeats):
-        order = list(runs) if repeat % 2 == 0 else list(runs)[::-1]
-        took = {name: seconds(runs[name], setting[name][0], shape, setting[name][1], votes)
-                for name in order}  # fmt: skip
-        for name in ratios:
-            ratios[name].append(took[name] / took["ours"])
-    for name, each in ratios.items():
-        print(f"ours is {statistics.median(each):.2f} x {name} "
-              f"(median of {len(each)}, {min(each):.2f} to {max(each):.2f})")  # fmt: skip
+        for name in list(runs) if repeat % 2 == 0 else list(runs)[::-1]:
+            took[name].append(seconds(runs[name], device))
+    for name in runs:
+        print(f"{name:>18}: {votes / statistics.median(took[name]):10,.0f} votes a second")
+    for name in variants:
+        for other in ("bare", "literal"):
+            ratios = [a / b for a, b in zip(took[other], took[name], strict=True)]
+            print(f"{name} is {quartiles(ratios)} x {other}, {options.repeats} pairs")
+    if options.network == "LeNet" and device == "cpu":
+        changed_labels(g, variants, 100_000)
 
 
 if __name__ == "__main__":

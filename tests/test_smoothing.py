@@ -5,6 +5,8 @@ Each statistical test states the probability that it fails although the code is 
 
 from __future__ import annotations
 
+import gc
+import threading
 import warnings
 
 import numpy as np
@@ -465,3 +467,38 @@ def test_samples_needed():
                  lambda: smoothing.abstention_probability(0.6, 0, 0.001)):  # fmt: skip
         with pytest.raises(ValueError, match="expected"):
             call()
+
+
+@pytest.mark.parametrize(("images", "n", "batch_size"), [(3, 5, 2), (3, 2, 5), (1, 70, 32)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_noise_is_that_of_the_generator_in_order(images, n, batch_size, threads, monkeypatch):
+    """Drawn ahead on another thread, and yet batch by batch what a plain loop would draw."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    seen = []
+
+    def f(x):
+        seen.append(x.clone())
+        return halfspace(x.flatten(1))
+
+    x = torch.rand(images, 4, 8, generator=seeded())
+    SmoothedClassifier(f, 0.5, 2).sample_under_noise(x, n, seeded(1), batch_size)
+    generator, expected = seeded(1), []
+    together, copies = max(1, batch_size // n), min(n, batch_size)
+    for few in x.split(together):
+        for part in torch.arange(n).split(copies):
+            noise = torch.empty(len(few), len(part), 4, 8).normal_(0, 0.5, generator=generator)
+            expected.append((noise + few[:, None]).flatten(0, 1))
+    assert len(seen) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+
+
+def test_an_error_of_the_network_ends_the_drawing(monkeypatch):
+    def f(x):
+        raise ArithmeticError("mine")
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    before = threading.active_count()
+    with pytest.raises(ArithmeticError, match="mine"):
+        SmoothedClassifier(f, 0.5, 2).sample_under_noise(torch.zeros(1, 2), 1000, seeded(), 10)
+    gc.collect()
+    assert threading.active_count() == before

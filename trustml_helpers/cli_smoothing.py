@@ -134,7 +134,7 @@ def certify(
 
     Two processes, one thread each; the images are dealt out, the log is the same:
 
-    torchrun --nproc-per-node=2 -m trustml_helpers certify ...
+    torchrun --nproc-per-node=2 -m -- trustml_helpers certify ...
 
     Then: trustml plot my.tsv --output my.png, and trustml audit my.tsv.
     """

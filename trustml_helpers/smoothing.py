@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -138,16 +139,14 @@ class SmoothedClassifier:
         counts = torch.zeros(len(x), self.num_classes, dtype=torch.int64, device=x.device)
         together = max(1, batch_size // n)  # few copies of many images, or many copies of one
         copies = min(n, batch_size)
-        shape = (min(together, len(x)), copies, *x.shape[1:])
-        buffer = torch.empty(shape, dtype=x.dtype, device=generator.device)
+        batches = [(row, min(copies, n - done)) for row in range(0, len(x), together)
+                   for done in range(0, n, copies)]  # fmt: skip
+        shapes = [(len(x[row : row + together]), m, *x.shape[1:]) for row, m in batches]
         with unchanged(self.base_classifier), torch.inference_mode():
-            for row in range(0, len(x), together):
-                images = x[row : row + together]
-                for done in range(0, n, copies):
-                    noise = buffer[: len(images), : min(copies, n - done)]
-                    noise.normal_(0, self.sigma, generator=generator)
-                    noisy = noise.to(x.device).add_(images[:, None])
-                    counts[row : row + together] += self._votes(noisy)
+            noise = _drawn_ahead(shapes, self.sigma, x.dtype, generator)
+            for (row, _), drawn in zip(batches, noise, strict=True):
+                noisy = drawn.to(x.device).add_(x[row : row + together, None])
+                counts[row : row + together] += self._votes(noisy)
         lost = n * len(x) - int(counts.sum())
         if lost:
             warnings.warn(
@@ -391,6 +390,35 @@ class SmoothedClassifier:
             going = going[hope > gain]
         prediction = torch.where(torch.as_tensor(radius > 0), top.cpu(), ABSTAIN)
         return AnytimeCertificates(prediction, torch.as_tensor(radius), torch.as_tensor(used + n0))
+
+
+def _drawn_ahead(
+    shapes: Sequence[tuple[int, ...]], sigma: float, dtype: torch.dtype, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Noise of each shape in turn, valid until the next one is asked for.
+
+    On a CPU with several threads it is drawn while the network works on the last batch: a
+    generator uses one thread, and the others would wait for it.
+    """
+    largest = max(map(math.prod, shapes), default=0)
+    buffers = [torch.empty(largest, dtype=dtype, device=generator.device) for _ in range(2)]
+
+    def draw(turn: int) -> Tensor:
+        with torch.inference_mode():
+            noise = buffers[turn % 2][: math.prod(shapes[turn])].view(shapes[turn])
+            return noise.normal_(0, sigma, generator=generator)
+
+    # On a GPU all is queued anyway, in the caller's stream; and one thread means one thread.
+    if generator.device.type != "cpu" or torch.get_num_threads() == 1:
+        yield from map(draw, range(len(shapes)))
+        return
+    with ThreadPoolExecutor(1) as thread:
+        ahead = [thread.submit(draw, 0)] if shapes else []
+        for turn in range(len(shapes)):
+            noise = ahead.pop().result()
+            if turn + 1 < len(shapes):
+                ahead.append(thread.submit(draw, turn + 1))
+            yield noise
 
 
 def _check(x: Tensor, n: int, batch_size: int, name: str = "n") -> None:
