@@ -434,3 +434,37 @@ def test_read_log_of_variants(tmp_path):
     table = certification.read_log(path)
     assert len(table) == 0
     assert list(table.columns[6:]) == ["count_0", "count_1"]
+
+
+def test_rebound_gives_what_the_other_run_would_have(case, tmp_path):
+    """Same noise, same classes: a two-class log re-bounded is the one-class log of the same run."""
+    settings = SETTINGS | {"alpha": 0.05, "batch_size": 64}
+    one = certification.certify_dataset(*case, tmp_path / "one.tsv", **settings)
+    two = certification.certify_dataset(*case, tmp_path / "two.tsv", bound="two_class", **settings)
+    found = certification.rebound(two, 0.25, 60, 0.05)
+    assert found.drop(columns="time").equals(one.drop(columns="time"))
+    again = certification.rebound(found, 0.25, 60, 0.05, "two_class")
+    kept = (found["predict"] >= 0).to_numpy()
+    assert again[kept].drop(columns="time").equals(two[kept].drop(columns="time"))
+    stricter = certification.rebound(two, 0.25, 60, 1e-6)
+    assert (stricter["radius"] <= found["radius"]).all()
+    assert (stricter["radius"] < found["radius"]).any()
+    with pytest.raises(LogError, match="no counts"):
+        certification.rebound(one.iloc[:, :6], 0.25, 60, 0.05)
+    with pytest.raises(ValueError, match="bound='both'"):
+        certification.rebound(one, 0.25, 60, 0.05, "both")
+
+
+def test_rows_that_abstained_stay_so():
+    log = pd.DataFrame({"idx": [0], "label": [1], "predict": [-1], "radius": [0.0], "correct": [0],
+                        "time": [1.0], "count_0": [0], "count_1": [100]})  # fmt: skip
+    assert certification.rebound(log, 0.5, 100, 0.001)["predict"].tolist() == [-1]
+
+
+def test_the_noise_of_a_row_can_be_drawn_again(case, tmp_path):
+    smoothed, images, _ = case
+    table = certification.certify_dataset(*case, tmp_path / "log.tsv", seed=4, **SETTINGS)
+    generator = certification.noise_generator(4, 5)
+    smoothed.sample_under_noise(images[5:6], SETTINGS["n0"], generator)
+    counts = smoothed.sample_under_noise(images[5:6], SETTINGS["n"], generator)[0]
+    assert table.loc[5, ["count_0", "count_1"]].tolist() == counts.tolist()

@@ -210,3 +210,38 @@ def test_the_best_case_by_hand():
     assert sequential.best_case_bound([0, 50, 100], 100, 100, 0.01).tolist() == now.tolist()
     with pytest.raises(ValueError, match="n_max=99"):
         sequential.best_case_bound(5, 100, 99, 0.01)
+
+
+@pytest.mark.parametrize("k", [480, 500, 515, 540])
+def test_a_replay_is_the_test_on_the_same_votes_in_another_order(k):
+    """Against a plain walk through a permutation: mean samples and share of certificates of 4,000
+    runs each; 5 standard errors apart has a probability below 1e-6 for each of the two."""
+    plan = sequential.plan([0.8], 0.01, sequential.looks(600))
+    n, random = 600, np.random.default_rng(1)
+    found = sequential.replay([k] * 4000, n, plan, np.random.default_rng(0))
+    walked, certified = [], []
+    votes = np.arange(n) < k
+    for _ in range(4000):
+        counts = np.cumsum(random.permutation(votes))[plan.looks - 1]
+        up, down = counts >= plan.success[0], counts <= plan.futility[0]
+        end = int(np.argmax(up | down))
+        walked.append(plan.looks[end])
+        certified.append(up[end])
+    for ours, plain in ((found.samples, walked), (found.certified, certified)):
+        error = np.hypot(np.std(ours), np.std(plain)) / np.sqrt(4000)
+        assert abs(np.mean(ours) - np.mean(plain)) < 5 * error + 1e-12
+    assert np.std(walked) > 0
+    assert np.mean(certified) < 0.1 if k <= 500 else np.mean(certified) > 0.5
+
+
+def test_a_replay_uses_each_vote_once():
+    plan = sequential.plan([0.5, 0.8], 0.01, [10, 20])
+    rng = np.random.default_rng(0)
+    found = sequential.replay([0, 14, 16, 17, 20], 20, plan, rng, row=0)
+    assert found.certified[-1]
+    assert not found.certified[0]
+    assert set(found.samples) <= {10, 20}
+    with pytest.raises(ValueError, match="n=19"):
+        sequential.replay([5], 19, plan, rng)
+    with pytest.raises(ValueError, match="expected 0 to n=20"):
+        sequential.replay([21], 20, plan, rng)

@@ -24,7 +24,7 @@ from trustml_helpers.audit import Audit, audit_log
 from trustml_helpers.execution import Execution
 from trustml_helpers.models import replace_file
 from trustml_helpers.robustness import progress_bar
-from trustml_helpers.smoothing import ABSTAIN, SHARES, SmoothedClassifier
+from trustml_helpers.smoothing import ABSTAIN, SHARES, SmoothedClassifier, radii
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Audit", "LogError", "audit_log", "average_certified_radius", "certified_accuracy",
-    "certify_dataset", "fingerprint", "read_log", "summary",
+    "certify_dataset", "fingerprint", "noise_generator", "read_log", "rebound", "summary",
 ]  # fmt: skip
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 
@@ -133,8 +133,7 @@ def certify_dataset(
             with part.open("a", encoding="utf-8") as log:
                 for index in progress_bar(progress and team.rank == 0)(left, desc="certify"):
                     started = time.perf_counter()
-                    generator = torch.Generator(images.device)
-                    generator.manual_seed(_noise_seed(seed, named[index]))
+                    generator = noise_generator(seed, named[index], images.device)
                     certificate = prepared.certify(
                         images[index : index + 1], n0, n, alpha, bound,
                         generator=generator, batch_size=found.batch_size,
@@ -167,9 +166,16 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _noise_seed(seed: int, index: int) -> int:
-    """One independent stream per (seed, image index)."""
-    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
+def noise_generator(seed: int, number: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """The noise of one image in a log: one independent stream per (seed, number of the image).
+
+    The selection samples are drawn from it first, then the estimation samples.
+
+    >>> noise_generator(0, 7).initial_seed() == noise_generator(0, 8).initial_seed()
+    False
+    """
+    state = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(state >> 1))
 
 
 def _floor(radius: float) -> float:
@@ -329,6 +335,41 @@ def average_certified_radius(log: pd.DataFrame) -> tuple[float, float]:
     if len(radius) < 2:
         raise ValueError(f"log has {len(radius)} rows: expected at least 2")
     return float(radius.mean()), float(radius.std(ddof=1) / math.sqrt(len(radius)))
+
+
+def rebound(
+    log: pd.DataFrame, sigma: float, n: int, alpha: float, bound: str = "one_class"
+) -> pd.DataFrame:
+    """The log as another bound or another alpha would have it, from its counts.
+
+    The class of a row stays what the selection samples chose. Rows that abstained do not say
+    which class that was and go on abstaining: so certify with ``"two_class"``, which hardly ever
+    abstains where ``"one_class"`` does not, and derive the latter.
+
+    Args:
+        log: with counts, as :func:`read_log` returns it.
+        sigma, n: as the log was made.
+        alpha, bound: as they should have been.
+
+    Returns:
+        A copy with new ``radius`` (rounded down to 6 decimals), ``predict`` and ``correct``.
+
+    Raises:
+        LogError: for a log without counts.
+        ValueError: for arguments out of range.
+    """
+    counts = log[[name for name in log.columns if str(name).startswith("count_")]].to_numpy(
+        copy=True
+    )
+    if counts.shape[1] == 0:
+        raise LogError("the log has no counts: another bound cannot be computed from it")
+    chosen = log["predict"].to_numpy()
+    radius, _ = radii(torch.as_tensor(counts), torch.as_tensor(chosen.clip(min=0)), n, alpha,
+                      sigma, bound)  # fmt: skip
+    radius = np.where(chosen == ABSTAIN, 0.0, [_floor(each) for each in radius])
+    predict = np.where(radius > 0, chosen, ABSTAIN)
+    correct = (predict == log["label"].to_numpy()).astype(int)
+    return log.assign(radius=radius, predict=predict, correct=correct)
 
 
 def summary(logs: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> pd.DataFrame:

@@ -123,6 +123,51 @@ def plan(
     return _plan(tuple(p.tolist()), float(alpha), tuple(n.tolist()), float(beta))
 
 
+class Replay(NamedTuple):
+    """What a plan would have done, per image."""
+
+    certified: NDArray[np.bool_]  # (b,) whether the boundary of success was reached
+    samples: Ints  # (b,) votes used
+
+
+def replay(k: ArrayLike, n: int, plan: Plan, rng: np.random.Generator, row: int = 0) -> Replay:
+    """What the test would have cost on votes that are known: k of n for the class, in any order.
+
+    The votes of a fixed-n run are independent, so given their number every order is equally
+    likely: a random order of the same votes is as good as a new run on the same image.
+
+    Args:
+        k: votes for the class, integers from 0 to n, ``(b,)``.
+        n: votes in all, at least the plan's last look.
+        plan: as :func:`plan` gives it.
+        rng: source of the order.
+        row: which null probability of the plan.
+
+    Returns:
+        :class:`Replay`.
+
+    >>> found = replay([1000, 400], 1000, plan([0.8], 0.001, looks(1000)), np.random.default_rng(0))
+    >>> found.certified.tolist(), found.samples.tolist()
+    ([True, False], [63, 50])
+    """
+    left = np.array(k, dtype=np.int64, ndmin=1)
+    if n < plan.looks[-1]:
+        raise ValueError(f"n={n}: expected at least the plan's {plan.looks[-1]} votes")
+    if not np.all((left >= 0) & (left <= n)):
+        raise ValueError(f"k={k!r}: expected 0 to n={n}")
+    votes = np.zeros_like(left)
+    certified, samples = np.zeros(len(left), dtype=bool), np.zeros_like(left)
+    going = np.arange(len(left))
+    for look, (size, before) in enumerate(zip(plan.looks, [0, *plan.looks[:-1]], strict=True)):
+        drawn = rng.hypergeometric(left[going], n - before - left[going], size - before)
+        votes[going] += drawn
+        left[going] -= drawn
+        samples[going] = size
+        certified[going] = votes[going] >= plan.success[row, look]
+        going = going[~certified[going] & (votes[going] > plan.futility[row, look])]
+    return Replay(certified, samples)
+
+
 class _Alive:
     """Distribution of the count among paths that have not stopped, on a window of counts."""
 

@@ -104,6 +104,9 @@ def radii(
     Returns:
         radius and p_a, float64 ``(b,)``; radius 0 where nothing is certified.
     """
+    if bound not in ("one_class", "two_class"):
+        raise ValueError(f"bound={bound!r}: expected 'one_class' or 'two_class'")
+    bounds.check_sigma(sigma)
     top = top.to(counts.device)
     k = counts.gather(1, top[:, None])[:, 0].cpu().numpy()
     if bound == "one_class":
