@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -116,6 +118,7 @@ def test_the_stored_logs_pass():
     from trustml_helpers import data
 
     for path in (data.data_folder() / "results").rglob("*.tsv"):
-        sigma = float(path.stem.split("_")[1])
-        log = certification.read_log(path)
-        assert audit_log(log, sigma, alpha=0.001, n=10_000).passed
+        about = json.loads(path.with_suffix(".json").read_text())
+        sigma, n, alpha = (about[key] for key in ("sigma", "n", "alpha"))
+        log = certification.rebound(certification.read_log(path), sigma, n, alpha)
+        assert audit_log(log, sigma, alpha=alpha, n=n).passed

@@ -10,7 +10,7 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,51 +108,57 @@ def certify_dataset(
     # A call without images checks n0, n, alpha, bound and batch_size before any file is touched.
     smoothed.certify(images[:0], n0, n, alpha, bound, batch_size=batch_size)
     order = [named[i] for i in chosen]
+
+    def begin() -> tuple[set[int], Execution]:
+        known = _recorded(path, settings | how, resume=resume)
+        if known is None:
+            found = execution.search(
+                smoothed, images[chosen[:1]], batch_size=batch_size, layout=layout, dtype=dtype
+            )._replace(compiled=bool(compiled))
+            execution.prepare(smoothed, found, images[:0])  # refuses before a file is touched
+            _create(path, settings | found._asdict(), smoothed.num_classes)
+        else:
+            found = Execution(*(known[name] for name in Execution._fields))
+        done = _gather(path, order)
+        _check_space(path, len(set(order) - done), smoothed.num_classes)
+        return done, found
+
     with execution.team() as team:
-
-        def begin() -> tuple[set[int], Execution]:
-            known = _recorded(path, settings | how, resume=resume)
-            if known is None:
-                one = images[chosen[:1]]
-                found = execution.search(
-                    smoothed, one, batch_size=batch_size, layout=layout, dtype=dtype
-                )._replace(compiled=bool(compiled))
-                execution.prepare(smoothed, found, one)  # refuses before a file is touched
-                _create(path, settings | found._asdict(), smoothed.num_classes)
-            else:
-                found = Execution(*(known[name] for name in Execution._fields))
-            done = _gather(path, order)
-            _check_space(path, len(set(order) - done), smoothed.num_classes)
-            return done, found
-
         done, found = team.first(begin)
         prepared = execution.prepare(smoothed, found, images[:0])
+
+        def row(index: int) -> list[Any]:
+            started = time.perf_counter()
+            certificate = prepared.certify(
+                images[index : index + 1], n0, n, alpha, bound, batch_size=found.batch_size,
+                generator=noise_generator(seed, named[index], images.device),
+            )  # fmt: skip
+            predicted, label = int(certificate.prediction), int(labels[index])
+            radius = f"{_floor(float(certificate.radius)):.6f}"
+            took = f"{time.perf_counter() - started:.4f}"
+            return [named[index], label, predicted, radius, int(predicted == label), took,
+                    *certificate.counts[0].tolist()]  # fmt: skip
+
         left = [i for i in chosen if named[i] not in done][team.rank :: team.size]
         part = path if team.size == 1 else path.with_name(f"{path.name}.part{team.rank}")
-        try:
-            with part.open("a", encoding="utf-8") as log:
-                for index in progress_bar(progress and team.rank == 0)(left, desc="certify"):
-                    started = time.perf_counter()
-                    generator = noise_generator(seed, named[index], images.device)
-                    certificate = prepared.certify(
-                        images[index : index + 1], n0, n, alpha, bound,
-                        generator=generator, batch_size=found.batch_size,
-                    )  # fmt: skip
-                    predicted, label = int(certificate.prediction), int(labels[index])
-                    row = [named[index], label, predicted,
-                           f"{_floor(float(certificate.radius)):.6f}", int(predicted == label),
-                           f"{time.perf_counter() - started:.4f}",
-                           *certificate.counts[0].tolist()]  # fmt: skip
-                    log.write("\t".join(map(str, row)) + "\n")
-                    log.flush()
-        except OSError as error:
-            raise LogError(
-                f"{part} could not be written ({error}); the rows in it are kept: make room and "
-                "start the same run again"
-            ) from error
+        _append(part, map(row, progress_bar(progress and team.rank == 0)(left, desc="certify")))
         team.wait()
         team.first(lambda: _gather(path, order))
     return read_log(path)
+
+
+def _append(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write each row as soon as it is there."""
+    try:
+        with path.open("a", encoding="utf-8") as log:
+            for row in rows:
+                log.write("\t".join(map(str, row)) + "\n")
+                log.flush()
+    except OSError as error:
+        raise LogError(
+            f"{path} could not be written ({error}); the rows in it are kept: make room and start "
+            "the same run again"
+        ) from error
 
 
 def fingerprint(model: Any) -> str:
