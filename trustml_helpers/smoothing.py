@@ -94,7 +94,7 @@ class SmoothedClassifier:
         if trained is not None and trained != sigma:
             warnings.warn(
                 f"sigma={sigma:g}: this checkpoint was trained with sigma {trained:g}; with other "
-                "noise it certifies less",
+                "noise it mostly certifies less",
                 UserWarning,
                 stacklevel=2,
             )
