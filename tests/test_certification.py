@@ -292,7 +292,8 @@ def test_two_processes_write_the_log_of_one_also_after_the_kill_of_a_rank(tmp_pa
     subprocess.run([sys.executable, "-c", KILLED, str(whole)], check=True, capture_output=True)
     assert torchrun(script, path, "die").returncode != 0
     parts = sorted(tmp_path.glob("log.tsv.part*"))
-    assert len(parts[1].read_text().splitlines()) == 3
+    dealt = [line.split("\t")[0] for line in parts[1].read_text().splitlines()]
+    assert dealt == ["400", "1200", "2000"]
     assert len(path.read_text().splitlines()) == 1
     again = torchrun(script, path)
     assert again.returncode == 0, again.stderr
@@ -318,9 +319,11 @@ def test_parts_are_joined_in_order_whole_rows_and_each_once(case, tmp_path):
     # What two killed processes left: rows 1, 3 and half of 5; rows 4, 2 and row 0 once more.
     path.with_name("log.tsv.part1").write_text(lines[2] + lines[4] + lines[6][:9])
     path.with_name("log.tsv.part0").write_text(lines[5] + lines[3] + lines[1])
+    first = path.read_text().splitlines()[1]
     path.with_name("log.tsv.partner").write_text("somebody else's")
     certification.certify_dataset(*case, path, **settings)
     assert rows(path) == rows(whole)
+    assert path.read_text().splitlines()[1] == first  # with its own time
     assert sorted(p.name for p in tmp_path.glob("log.tsv.part*")) == ["log.tsv.partner"]
 
 
@@ -460,8 +463,10 @@ def test_rebound_gives_what_the_other_run_would_have(case, tmp_path):
 
 def test_rows_that_abstained_stay_so():
     log = pd.DataFrame({"idx": [0], "label": [1], "predict": [-1], "radius": [0.0], "correct": [0],
-                        "time": [1.0], "count_0": [0], "count_1": [100]})  # fmt: skip
-    assert certification.rebound(log, 0.5, 100, 0.001)["predict"].tolist() == [-1]
+                        "time": [1.0], "count_0": [100], "count_1": [0]})  # fmt: skip
+    found = certification.rebound(log, 0.5, 100, 0.001)
+    assert found["predict"].tolist() == [-1]
+    assert found["radius"].tolist() == [0.0]
 
 
 def test_the_noise_of_a_row_can_be_drawn_again(case, tmp_path):

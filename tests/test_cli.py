@@ -158,6 +158,16 @@ def test_a_noise_trained_card_states_sigma_and_accuracy_under_noise(smoothed):
     assert card["test_accuracy"]["noise 0.5"] == pytest.approx(expected, abs=1e-4)
 
 
+def test_the_noise_of_a_card_has_standard_deviation_sigma():
+    def noisy(x):  # class 1 if the spread is above 0.375: true for 0.5, false for its square
+        above = x.flatten(1).std(1) - 0.375
+        return torch.stack([-above, above], 1)
+
+    black = torch.zeros(5, 1, 28, 28), torch.ones(5, dtype=torch.long)
+    assert cli._measure(noisy, black, 0, 0.5) == {"clean": 0, "noise 0.5": 1}
+    assert cli._measure(noisy, black, 0, 0.25) == {"clean": 0, "noise 0.25": 0}
+
+
 def test_sgd_and_layout_reach_the_training_and_the_card(trustml, tmp_path, monkeypatch):
     seen = {}
 
