@@ -476,3 +476,13 @@ def test_the_noise_of_a_row_can_be_drawn_again(case, tmp_path):
     smoothed.sample_under_noise(images[5:6], SETTINGS["n0"], generator)
     counts = smoothed.sample_under_noise(images[5:6], SETTINGS["n"], generator)[0]
     assert table.loc[5, ["count_0", "count_1"]].tolist() == counts.tolist()
+
+
+def test_a_plain_table_reader_finds_the_published_columns(case, tmp_path):
+    """Scripts for the published logs read six columns and look at two of them."""
+    path = tmp_path / "log.tsv"
+    log = certification.certify_dataset(*case, path, **SETTINGS)
+    table = pd.read_csv(path, delimiter="\t")
+    for radius in (0, 0.1, 0.2):
+        share = (table["correct"] & (table["radius"] >= radius)).mean()
+        assert share == certification.certified_accuracy(log, radius)[0]

@@ -1,0 +1,46 @@
+"""What votes prove, with every possible outcome added up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from trustml_helpers import bounds, votes
+
+N = 60
+OUTCOMES = np.array([(i, j, N - i - j) for i in range(N + 1) for j in range(N + 1 - i)])
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.3])
+@pytest.mark.parametrize("bound", ["one_class", "two_class"])
+def test_the_error_of_a_certificate_is_at_most_alpha(bound, alpha):
+    """Three classes, n = 60: the exact probability of a radius above the theorem's, that is of
+    ``sigma / 2 (Phi^-1(p_A) - Phi^-1(p_B))``, or of any radius if A is not the top class."""
+    counts = torch.as_tensor(OUTCOMES)
+    radius, _ = votes.radii(
+        counts, torch.zeros(len(counts), dtype=torch.long), N, alpha, 0.7, bound
+    )
+    largest = 0.0
+    for p in ((0.45, 0.35, 0.2), (0.4, 0.3, 0.3), (0.6, 0.39, 0.01), (0.34, 0.33, 0.33),
+              (0.3, 0.4, 0.3), (0.5, 0.5, 0.0), (0.9, 0.05, 0.05), (0.8, 0.2, 0.0)):  # fmt: skip
+        true = bounds.two_class_radius(p[0], max(p[1:]), 0.7)
+        error = scipy.stats.multinomial.pmf(OUTCOMES, N, p)[radius > true + 1e-12].sum()
+        assert error <= alpha
+        largest = max(largest, error)
+    assert largest > alpha / 3  # of eight cases, one comes near: the test is not idle
+
+
+def test_the_two_class_bound_certifies_without_a_majority():
+    """40 of 100 against 5 each for twelve others, computed by hand from the two bounds."""
+    counts = torch.tensor([[40] + [5] * 12])
+    top = torch.tensor([0])
+    assert votes.radii(counts, top, 100, 0.01, 1.0)[0].tolist() == [0.0]
+    (radius,), (p_a,) = votes.radii(counts, top, 100, 0.01, 1.0, "two_class")
+    low = scipy.stats.beta.ppf(0.009, 40, 61)
+    high = scipy.stats.beta.isf(0.001, 6, 95)
+    phi = scipy.stats.norm.ppf
+    assert p_a == pytest.approx(low)
+    assert radius == pytest.approx((phi(low) - phi(high)) / 2)
+    assert radius > 0
