@@ -107,7 +107,7 @@ def test_another_model_is_refused(tmp_path):
     images, labels = torch.rand(2, 1, 28, 28), torch.zeros(2, dtype=torch.long)
     path = tmp_path / "log.tsv"
     for seed, error in ((0, None), (0, None), (1, "model_sha256")):
-        g = SmoothedClassifier(models.build("SmallCNN", seed=seed), 0.25, 10)
+        g = SmoothedClassifier(models.build("SmallCNN", seed=seed).eval(), 0.25, 10)
         if error is None:
             certification.certify_dataset(g, images, labels, path, **SETTINGS)
         else:

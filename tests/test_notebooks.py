@@ -242,7 +242,7 @@ def test_neyman_pearson_cell():
 def test_vote_cell():
     names = {"torch": torch}
     count = defined("defines-vote", names)["vote"]
-    model = models.build("SmallCNN", seed=4)
+    model = models.build("SmallCNN", seed=4).eval()
     x = torch.rand(1, 28, 28, generator=torch.Generator().manual_seed(1))
     mine = count(model, x, 60, 0.7, 10, torch.Generator().manual_seed(2))
     g = smoothing.SmoothedClassifier(model, 0.7, 10)
