@@ -486,3 +486,24 @@ def test_a_plain_table_reader_finds_the_published_columns(case, tmp_path):
     for radius in (0, 0.1, 0.2):
         share = (table["correct"] & (table["radius"] >= radius)).mean()
         assert share == certification.certified_accuracy(log, radius)[0]
+
+
+def test_other_images_or_labels_are_refused(case, tmp_path):
+    smoothed, images, labels = case
+    path = tmp_path / "log.tsv"
+    settings = SETTINGS | {"batch_size": 64}
+    certification.certify_dataset(*case, path, indices=[2, 3], **settings)
+    before = path.read_text()
+    changed = images.clone()
+    changed[2, 0, 0, 0] += 1e-3
+    other = labels.clone()
+    other[3] = 1 - other[3]
+    for x, y in ((changed, labels), (images, other)):
+        with pytest.raises(LogError, match="other images or labels"):
+            certification.certify_dataset(smoothed, x, y, path, **settings)
+    assert path.read_text() == before
+    # A part of the data set without the first image is as good as it can be checked.
+    some = certification.certify_dataset(
+        smoothed, images[3:5], labels[3:5], path, numbers=[3, 4], **settings
+    )
+    assert some["idx"].tolist() == [2, 3, 4]

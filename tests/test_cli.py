@@ -222,7 +222,9 @@ def build():
     return Halves()
 
 ready = Halves()
-number = 7
+
+def picky():
+    return nn.Conv2d(3, 10, 3)
 
 def pictures():
     x = torch.linspace(0, 1, 6)[:, None, None, None].expand(6, 1, 8, 8).contiguous()
@@ -244,6 +246,7 @@ def own(tmp_path, monkeypatch):
     labels = np.arange(6) > 2
     np.savez("own.npz", images=x.astype(np.float32), labels=labels)
     np.savez("bytes.npz", images=np.round(255 * x).astype(np.uint8), labels=labels)
+    np.savez("grey.npz", images=255 * x, labels=labels)
     np.savez("half.npz", images=x)
     yield
     sys.modules.pop("own_nets", None)
@@ -304,7 +307,7 @@ def test_another_sigma_is_a_note(trustml, own, smoothed, tmp_path):
     ("words", "message"),
     [
         ("own_nets:nothing", "model='own_nets:nothing'"),
-        ("no_such_module:build", "expected module:attribute, looked up from"),
+        ("no_such_module:build", "expected module:attribute (nets:f"),
         ("own_nets:pictures", "expected a network or a function that returns one, got tuple"),
         ("own_nets:build --data own_nets:wrong", "got torch.float32 (6, 1, 8, 8) and torch.int64"),
         ("own_nets:build --data own_nets:build", "error"),
@@ -315,6 +318,9 @@ def test_another_sigma_is_a_note(trustml, own, smoothed, tmp_path):
         ("own_nets:build --data own.npz --every 0", "every=0"),
         ("torch.nn:Flatten --data bytes.npz --sigma 0", "sigma=0"),
         ("torch.nn:Identity --data own.npz", "expected logits (n, K)"),
+        ("own_nets:build --data grey.npz", "expected values in [0, 1], got 0 to 255; divide by"),
+        ("own_nets:picky --data own.npz", "model='own_nets:picky' cannot take images of shape (6,"),
+        ("own_nets.py:build", "nets:f for f in nets.py"),
     ],
 )
 def test_what_is_no_network_or_no_images(trustml, own, words, message):
@@ -324,6 +330,16 @@ def test_what_is_no_network_or_no_images(trustml, own, words, message):
     assert code == 2
     assert message in err
     assert not Path("log.tsv").exists()
+
+
+def test_ctrl_c_ends_with_a_word(trustml, own, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(certification, "certify_dataset", interrupted)
+    code, _, err = trustml("certify own_nets:build log.tsv --data own.npz --sigma 0.25")
+    assert code == 130
+    assert "what was finished is kept" in err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -91,8 +91,8 @@ def certify_dataset(
 
     Raises:
         ValueError: for arguments out of range, before any work.
-        LogError: if the log belongs to other settings or another model (names the difference), or
-            cannot be written.
+        LogError: if the log belongs to other settings, images or another model (names the
+            difference), or cannot be written.
     """
     chosen = list(range(len(images))) if indices is None else [int(i) for i in indices]
     named = list(range(len(images))) if numbers is None else [int(i) for i in numbers]
@@ -112,14 +112,20 @@ def certify_dataset(
     def begin() -> tuple[set[int], Execution]:
         known = _recorded(path, settings | how, resume=resume)
         if known is None:
+            first = {
+                "image": order[0],
+                "image_sha256": _digest(images[chosen[0]], labels[chosen[0]]),
+            }
             found = execution.search(
                 smoothed, images[chosen[:1]], batch_size=batch_size, layout=layout, dtype=dtype
             )._replace(compiled=bool(compiled))
             execution.prepare(smoothed, found, images[:0])  # refuses before a file is touched
-            _create(path, settings | found._asdict(), smoothed.num_classes)
+            _create(path, settings | found._asdict() | first, smoothed.num_classes)
         else:
             found = Execution(*(known[name] for name in Execution._fields))
         done = _gather(path, order)
+        if known is not None:
+            _check_images(path, known, images, labels, named)
         _check_space(path, len(set(order) - done), smoothed.num_classes)
         return done, found
 
@@ -225,11 +231,39 @@ def _recorded(path: Path, wanted: dict[str, Any], *, resume: bool) -> dict[str, 
         raise LogError(f"{sidecar} lacks {', '.join(missing)}: use another path")
     for key, value in wanted.items():
         if value is not None and known[key] != value:
+            if key == "model_sha256":
+                raise LogError(
+                    f"{path} was made with another network, of model_sha256 "
+                    f"{str(known[key])[:12]}..., not {str(value)[:12]}...: load the same weights, "
+                    "or use another path"
+                )
             raise LogError(
                 f"{path} was made with {key}={known[key]!r}, not {value!r}: use the same "
                 "settings, or another path"
             )
     return known
+
+
+def _digest(image: Tensor, label: Tensor) -> str:
+    digest = hashlib.sha256(image.detach().cpu().contiguous().numpy().tobytes())
+    digest.update(str(int(label)).encode())
+    return digest.hexdigest()
+
+
+def _check_images(
+    path: Path, known: dict[str, Any], images: Tensor, labels: Tensor, named: list[int]
+) -> None:
+    """Refuse to go on with other images: as far as they are here, the first one and all labels."""
+    place = {number: k for k, number in enumerate(named)}
+    first = place.get(known.get("image", -1))
+    other = first is not None and known["image_sha256"] != _digest(images[first], labels[first])
+    log = read_log(path)
+    given = [(place[i], label) for i, label in zip(log["idx"], log["label"], strict=True)
+             if i in place]  # fmt: skip
+    if other or any(int(labels[k]) != label for k, label in given):
+        raise LogError(
+            f"{path} was made with other images or labels: use the same, or another path"
+        )
 
 
 def _header(classes: int) -> str:

@@ -26,6 +26,8 @@ from trustml_helpers.cli_smoothing import (
     print_share,
 )
 
+STOPPED = 130  # exit code after Ctrl-C
+
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
                   help="Train, attack, smooth and certify the networks of the course.")  # fmt: skip
 for _command_of_smoothing in (
@@ -302,6 +304,7 @@ def main() -> None:
     except (*expected, FloatingPointError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("stopped; nothing was half-written", err=True)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == STOPPED:  # typer's answer to Ctrl-C, without a word
+            typer.echo("stopped; what was finished is kept, nothing was half-written", err=True)
+        raise

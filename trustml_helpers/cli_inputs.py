@@ -106,9 +106,9 @@ def _attribute(argument: str, name: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         found: Callable[[], Any] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{argument}={name!r}: {error}; expected module:attribute, looked up from "
-                         f"{os.getcwd()}") from error  # fmt: skip
+    except (ImportError, AttributeError) as error:  # `nets.py:f` ends here too
+        raise ValueError(f"{argument}={name!r}: {error}; expected module:attribute (nets:f for f "
+                         f"in nets.py), looked up from {os.getcwd()}") from error  # fmt: skip
     return found
 
 
@@ -129,6 +129,12 @@ def _check(name: str, x: Any, y: Any) -> None:
         raise ValueError(
             f"data={name!r}: expected floating-point images (m, C, H, W) and m whole labels, got "
             f"{_form(x)} and {_form(y)}"
+        )
+    low, high = (float(x.min()), float(x.max())) if x.numel() else (0.0, 0.0)
+    if low < -1e-6 or high > 1 + 1e-6:
+        raise ValueError(
+            f"data={name!r}: expected values in [0, 1], got {low:g} to {high:g}; divide by 255 (or "
+            "save uint8), and normalise inside the network"
         )
 
 

@@ -45,8 +45,8 @@ Network = Annotated[
     str,
     typer.Argument(
         help="Name of a checkpoint, path of a .safetensors file with its card, or module:name, "
-        "a network or a function that returns one with its weights loaded. It takes images in "
-        "[0, 1] (normalise inside) and returns logits (n, K)."
+        "a network or a function that returns one with its weights loaded. It takes images "
+        "(n, C, H, W) in [0, 1] (normalise inside) and returns logits (n, K)."
     ),
 ]
 DataSet = Annotated[
@@ -120,13 +120,14 @@ def certify(
 ) -> None:
     """Certify images and log one row each; a run that was stopped goes on where it was.
 
-    Prints the certified accuracy at a few radii (l2, in units of pixels in [0, 1]) and the average
-    certified radius. A certificate is true with probability 1 - alpha, for each image by itself.
+    Prints the certified accuracy at a few radii (l2, in units of pixels in [0, 1]), the average
+    certified radius (ACR), and its standard error over images. A certificate is true with
+    probability 1 - alpha, for each image by itself.
 
     The log has the columns idx, label, predict (-1: abstained), radius (rounded down, 0 where
     nothing is certified), correct, time (seconds), and the votes of each class. Call the same
     command again to go on; what is not given (batch size, layout, precision) is then taken from
-    the JSON. Other settings or another network are refused.
+    the JSON. Other settings, images or another network are refused.
 
     A network of your own, returned by my_network() in a file nets.py where you are:
 
@@ -283,8 +284,14 @@ def _smoothed(
         raise ValueError(f"sigma: {name} was not trained with a known noise; pass --sigma")
     if isinstance(network, nn.Module):
         network = network.to(where)
-    with torch.inference_mode():
-        logits = network(chosen.x[:1].to(where))
+    try:
+        with torch.inference_mode():
+            logits = network(chosen.x[:1].to(where))
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"model={name!r} cannot take images of shape {tuple(chosen.x.shape)}: {reason}"
+        ) from error
     if not (isinstance(logits, Tensor) and logits.ndim == 2):
         raise ValueError(
             f"model={name!r}: expected logits (n, K) for images {tuple(chosen.x.shape)}"
