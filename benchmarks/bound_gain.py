@@ -32,7 +32,7 @@ def main() -> None:
             chosen = g.sample_under_noise(images[number : number + 1], about["n0"], generator,
                                           about["batch_size"])  # fmt: skip
             top[row] = int(chosen.argmax())
-        counts = torch.as_tensor(log[[f"count_{c}" for c in range(10)]].to_numpy(copy=True))
+        counts = torch.as_tensor(certification.vote_counts(log))
         right = top == log["label"].to_numpy()
         found = {
             bound: radii(counts, torch.as_tensor(top), about["n"], about["alpha"], sigma, bound)[0]

@@ -30,7 +30,7 @@ def main() -> None:
     about = json.loads(options.log.with_suffix(".json").read_text())
     sigma, n, n0, alpha = (about[key] for key in ("sigma", "n", "n0", "alpha"))
     log = certification.rebound(certification.read_log(options.log), sigma, n, alpha)
-    counts = log[[name for name in log.columns if str(name).startswith("count_")]].to_numpy()
+    counts = certification.vote_counts(log)
     chosen = np.where(log["predict"] >= 0, log["predict"], counts.argmax(1))
     k, right = counts[np.arange(len(log)), chosen], chosen == log["label"].to_numpy()
     rng = np.random.default_rng(0)

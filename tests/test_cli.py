@@ -321,6 +321,8 @@ def test_another_sigma_is_a_note(trustml, own, smoothed, tmp_path):
         ("own_nets:build --data grey.npz", "expected values in [0, 1], got 0 to 255; divide by"),
         ("own_nets:picky --data own.npz", "model='own_nets:picky' cannot take images of shape (6,"),
         ("own_nets.py:build", "nets:f for f in nets.py"),
+        ("own_nets:build --data own.npz --layout sideways", "layout='sideways': expected one of"),
+        ("own_nets:build --data own.npz --dtype int8", "dtype='int8': expected one of float64"),
     ],
 )
 def test_what_is_no_network_or_no_images(trustml, own, words, message):

@@ -130,6 +130,12 @@ def audit_log(
     )  # fmt: skip
 
 
+def vote_counts(log: pd.DataFrame) -> NDArray[np.int64]:
+    """The votes of each class ``(rows, K)``, a copy; K is 0 if the log does not hold them."""
+    names = [name for name in log.columns if str(name).startswith("count_")]
+    return log[names].to_numpy(dtype=np.int64, copy=True)
+
+
 @functools.lru_cache(maxsize=64)
 def _possible_radii(alpha: float, n: int) -> Floats:
     """Every radius above 0 that n votes can give, in units of sigma, increasing."""
@@ -179,12 +185,11 @@ def _inconsistent(
     predict, radius = log["predict"].to_numpy(), log["radius"].to_numpy(dtype=float)
     wrong = (predict == log["label"].to_numpy()) != (log["correct"].to_numpy() == 1)
     wrong |= (predict < 0) & (radius > 0)
-    names = [name for name in log.columns if str(name).startswith("count_")]
-    if not names or stated is None:
+    counts = vote_counts(log)
+    if counts.shape[1] == 0 or stated is None:
         return wrong
     alpha, n = stated
-    counts = log[names].to_numpy()
-    of_class = counts[np.arange(len(log)), np.clip(predict, 0, len(names) - 1)]
+    of_class = counts[np.arange(len(log)), np.clip(predict, 0, counts.shape[1] - 1)]
     expected = bounds.certified_radius(
         bounds.lower_conf_bound(np.minimum(of_class, n), n, alpha), sigma
     )

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from trustml_helpers import execution
-from trustml_helpers.audit import Audit, audit_log
+from trustml_helpers.audit import Audit, audit_log, vote_counts
 from trustml_helpers.execution import Execution
 from trustml_helpers.models import replace_file
 from trustml_helpers.robustness import progress_bar
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Audit", "LogError", "audit_log", "average_certified_radius", "certified_accuracy",
     "certify_dataset", "fingerprint", "noise_generator", "read_log", "rebound", "summary",
+    "vote_counts",
 ]  # fmt: skip
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 
@@ -398,9 +399,7 @@ def rebound(
         LogError: for a log without counts.
         ValueError: for arguments out of range.
     """
-    counts = log[[name for name in log.columns if str(name).startswith("count_")]].to_numpy(
-        copy=True
-    )
+    counts = vote_counts(log)
     if counts.shape[1] == 0:
         raise LogError("the log has no counts: another bound cannot be computed from it")
     chosen = log["predict"].to_numpy()

@@ -26,18 +26,6 @@ class Bound(StrEnum):
     two_class = "two_class"
 
 
-class Layout(StrEnum):
-    contiguous = "contiguous"
-    channels_last = "channels_last"
-
-
-class Dtype(StrEnum):
-    float64 = "float64"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
 CheckpointArgument = Annotated[
     str, typer.Argument(help="Name of a checkpoint, or path of a .safetensors file.")
 ]
@@ -102,14 +90,18 @@ def certify(
     device: Device = None,
     batch_size: BatchSize = None,
     layout: Annotated[
-        Layout | None,
-        typer.Option(help="Memory layout of the weights; a short trial finds it if not given."),
+        str | None,
+        typer.Option(
+            metavar="|".join(execution.LAYOUTS),
+            help="Memory layout of the weights; a short trial finds it if not given.",
+        ),
     ] = None,
     dtype: Annotated[
-        Dtype | None,
+        str | None,
         typer.Option(
+            metavar="|".join(execution.DTYPES),
             help="Run the network in this precision; its own if not given. Noise is drawn and "
-            "added in that of the images."
+            "added in that of the images.",
         ),
     ] = None,
     compiled: Annotated[
@@ -146,7 +138,7 @@ def certify(
     table = certification.certify_dataset(
         smoothed, chosen.x.to(where), chosen.y, log, n0=n0, n=n, alpha=alpha, bound=bound.value,
         numbers=chosen.numbers, seed=seed, batch_size=batch_size,
-        layout=layout and layout.value, dtype=dtype and dtype.value, compiled=compiled,
+        layout=layout, dtype=dtype, compiled=compiled,
     )  # fmt: skip
     if first_process:
         _print({log.stem: table})

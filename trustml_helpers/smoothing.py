@@ -21,9 +21,11 @@ from trustml_helpers.votes import (
     ABSTAIN,
     SHARES,
     abstention_probability,
+    check_bound,
     decide,
     radii,
     samples_needed,
+    votes_for,
 )
 
 __all__ = [
@@ -234,8 +236,7 @@ class SmoothedClassifier:
         """
         bounds.check_alpha(alpha)
         _check(x, n0, 1, name="n0")
-        if bound not in ("one_class", "two_class"):
-            raise ValueError(f"bound={bound!r}: expected 'one_class' or 'two_class'")
+        check_bound(bound)
         smallest = math.floor(math.log2(1 / alpha)) + 1
         if n < smallest:
             raise ValueError(
@@ -315,7 +316,7 @@ class SmoothedClassifier:
                 break
             counts = self.sample_under_noise(x[rows], int(more), generator, batch_size)
             here = rows.cpu().numpy()
-            votes[here] += counts.gather(1, top[rows][:, None])[:, 0].cpu().numpy()
+            votes[here] += votes_for(counts, top[rows])
             used[here] += more
             crossed = votes[here, None] >= plan.success[:, look]
             given_up = votes[here, None] <= plan.futility[:, look]
@@ -380,7 +381,7 @@ class SmoothedClassifier:
             rows = torch.as_tensor(going, device=x.device)
             more = int(size - used[going[0]])
             counts = self.sample_under_noise(x[rows], more, generator, batch_size)
-            votes[going] += counts.gather(1, top[rows][:, None])[:, 0].cpu().numpy()
+            votes[going] += votes_for(counts, top[rows])
             used[going] = size
             lower = sequential.anytime_lower_bound(votes[going], size, alpha)
             best = sequential.best_case_bound(votes[going], size, n_max, alpha)

@@ -104,11 +104,10 @@ def radii(
     Returns:
         radius and p_a, float64 ``(b,)``; radius 0 where nothing is certified.
     """
-    if bound not in ("one_class", "two_class"):
-        raise ValueError(f"bound={bound!r}: expected 'one_class' or 'two_class'")
+    check_bound(bound)
     bounds.check_sigma(sigma)
     top = top.to(counts.device)
-    k = counts.gather(1, top[:, None])[:, 0].cpu().numpy()
+    k = votes_for(counts, top)
     if bound == "one_class":
         p_a = bounds.lower_conf_bound(k, n, alpha)
         return bounds.certified_radius(p_a, sigma), p_a
@@ -117,3 +116,14 @@ def radii(
     lost = n - counts.sum(1).cpu().numpy()  # a lost vote might have been the rival's
     p_b = bounds.upper_conf_bound(others + lost, n, SHARES[1] * alpha)
     return bounds.two_class_radius(p_a, p_b, sigma), p_a
+
+
+def votes_for(counts: Tensor, top: Tensor) -> NDArray[np.int64]:
+    """The votes ``(b,)`` of one class per image, from counts ``(b, K)`` on the same device."""
+    return counts.gather(1, top[:, None])[:, 0].cpu().numpy()
+
+
+def check_bound(bound: str) -> None:
+    """Raise ValueError unless bound names one of the two ways to compute a radius."""
+    if bound not in ("one_class", "two_class"):
+        raise ValueError(f"bound={bound!r}: expected 'one_class' or 'two_class'")
