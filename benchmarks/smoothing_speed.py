@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
-import platform
 import statistics
-import sys
-import time
 from collections.abc import Callable
 
+import timing
 import torch
 from torch import Tensor, nn
 
@@ -29,8 +26,6 @@ VARIANTS = {
     "float32": ("float32", False), "bfloat16": ("bfloat16", False),
     "compiled": ("float32", True), "compiled-bfloat16": ("bfloat16", True),
 }  # fmt: skip
-# glibc gives large blocks back to the system at once and fetches them again for the next batch.
-PINNED = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 
 
 def resnet(name: str, small: bool) -> nn.Module:
@@ -74,19 +69,6 @@ def bare(network: nn.Module, x: Tensor, batch: int, votes: int) -> None:
             network(several)
 
 
-def seconds(run: Callable[[], None], device: str) -> float:
-    started = time.perf_counter()
-    run()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def quartiles(values: list[float]) -> str:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:.2f} (quartiles {low:.2f} to {high:.2f})"
-
-
 def best_of_bare(network: nn.Module, x: Tensor, votes: int, device: str) -> Callable[[], None]:
     """The bare network at its own best layout and batch size."""
     speeds: dict[tuple[str, int], float] = {}
@@ -96,7 +78,7 @@ def best_of_bare(network: nn.Module, x: Tensor, votes: int, device: str) -> Call
         for batch in (64, 128, 256, 512, 1024):
             size = max(batch, min(votes, 4 * batch))
             bare(converted[layout], x, batch, batch)
-            took = min(seconds(lambda: bare(converted[layout], x, batch, size), device)  # noqa: B023
+            took = min(timing.seconds(lambda: bare(converted[layout], x, batch, size), device)  # noqa: B023
                        for _ in range(3))  # fmt: skip
             speeds[layout, batch] = size // batch * batch / took
     layout, batch = max(speeds, key=speeds.__getitem__)
@@ -122,21 +104,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", choices=NETWORKS, default="LeNet")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["float32", "bfloat16"])
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--pinned", action="store_true", help="fix glibc's thresholds at 1 GiB")
+    timing.add_options(parser, repeats=7)
     options = parser.parse_args()
-    if options.pinned and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | PINNED)
-    torch.set_num_threads(options.threads)
     build, picture, votes = NETWORKS[options.network]
     device = options.device
-    kind = platform.machine() if device == "cpu" else torch.cuda.get_device_name()
-    allocator = "pinned" if "MALLOC_TRIM_THRESHOLD_" in os.environ else "default"
-    print(f"{kind}, {options.threads} threads, {allocator} allocator, torch {torch.__version__}, "
-          f"{options.network}, {votes} votes a run")  # fmt: skip
-
+    timing.begin(options, f"{options.network}, {votes} votes a run")
     network, x = build().to(device), picture().to(device)
     g = SmoothedClassifier(network, SIGMA, 10)
     runs = {"bare": best_of_bare(network, x, votes, device),
@@ -157,16 +129,13 @@ def main() -> None:
     for run in runs.values():
         run()  # warm up; compiles
 
-    took: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(options.repeats):
-        for name in list(runs) if repeat % 2 == 0 else list(runs)[::-1]:
-            took[name].append(seconds(runs[name], device))
+    took = timing.alternate(runs, options.repeats, device)
     for name in runs:
         print(f"{name:>18}: {votes / statistics.median(took[name]):10,.0f} votes a second")
     for name in variants:
         for other in ("bare", "literal"):
-            ratios = [a / b for a, b in zip(took[other], took[name], strict=True)]
-            print(f"{name} is {quartiles(ratios)} x {other}, {options.repeats} pairs")
+            ratios = timing.quartiles(timing.ratios(took, other, name))
+            print(f"{name} is {ratios} x {other}, {options.repeats} pairs")
     if options.network == "LeNet" and device == "cpu":
         changed_labels(g, variants, 100_000)
 

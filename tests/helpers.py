@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import torch
 from torch import Tensor, nn
 
@@ -55,3 +58,9 @@ def assert_same(before: dict[str, object], after: dict[str, object]) -> None:
         for a, b in zip(old, new, strict=True):  # type: ignore[call-overload]
             same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a is b or a == b
             assert same, key
+
+
+def torchrun(*words):
+    """Two processes on this machine, one thread each."""
+    code = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run([*code, *map(str, words)], capture_output=True, text=True, timeout=240)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 from functools import partial
 
-import numpy as np
 import pytest
 import scipy.optimize
 import scipy.stats
@@ -15,9 +13,9 @@ from helpers import Awkward, Linear, assert_same, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trustml_helpers import attacks, models
+from trustml_helpers import attacks, losses, models
 
-BOTH = [("linf", attacks.fgsm), ("linf", attacks.pgd), ("l2", attacks.fgsm), ("l2", attacks.pgd)]
+ALL = list(itertools.product(["linf", "l2", "l1"], [attacks.fgsm, attacks.pgd, attacks.auto_pgd]))
 
 
 def linear_case(dtype=torch.float64, d=30, n=20):
@@ -29,10 +27,10 @@ def linear_case(dtype=torch.float64, d=30, n=20):
 
 
 def dual_norm(w, norm):
-    return w.abs().sum() if norm == "linf" else w.norm()
+    return {"linf": w.abs().sum(), "l2": w.norm(), "l1": w.abs().max()}[norm]
 
 
-@pytest.mark.parametrize(("norm", "attack"), BOTH)
+@pytest.mark.parametrize(("norm", "attack"), ALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
 def test_linear_model_closed_form(norm, attack, dtype, loss, generator):
@@ -44,7 +42,8 @@ def test_linear_model_closed_form(norm, attack, dtype, loss, generator):
     assert torch.allclose(gain, 0.2 * dual_norm(w, norm).expand_as(gain), rtol=1e-4)
 
 
-@pytest.mark.parametrize(("norm", "attack"), BOTH)
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("attack", [attacks.fgsm, attacks.pgd])
 def test_linear_model_targeted_closed_form(norm, attack):
     model, w, x, y = linear_case()
     x_adv = attack(model, x, y, 0.2, norm=norm, bounds=None, targeted=True)
@@ -74,41 +73,17 @@ def test_l2_with_bounds_reaches_the_optimum_of_an_independent_solver():
         assert c @ found == pytest.approx(best.fun, abs=1e-4)
 
 
-def bisected_projection(z, x, eps, low, high):
-    """Nearest point of ball and box by bisection on the multiplier: an independent algorithm."""
-    delta = z - x
-    at = lambda s: np.clip(s * delta, low - x, high - x)  # noqa: E731
-    if np.linalg.norm(at(1.0)) <= eps:
-        return x + at(1.0)
-    small, large = 0.0, 1.0
-    for _ in range(200):
-        middle = (small + large) / 2
-        small, large = (middle, large) if np.linalg.norm(at(middle)) <= eps else (small, middle)
-    return x + at(small)
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.integers(0, 2**31), st.floats(0.01, 5), st.floats(0.01, 20))
-def test_l2_projection_is_exact(seed, eps, spread):
-    g = torch.Generator().manual_seed(seed)
-    x = torch.rand(3, 12, generator=g, dtype=torch.float64)
-    z = x + spread * torch.randn(3, 12, generator=g, dtype=torch.float64)
-    found = attacks.NORMS["l2"].projection(x, eps, (0, 1))(z)
-    for a, b, c in zip(z.numpy(), x.numpy(), found.numpy(), strict=True):
-        assert np.allclose(c, bisected_projection(a, b, eps, 0.0, 1.0), atol=2e-4)
-
-
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**31),
     eps=st.floats(0, 1),
-    norm=st.sampled_from(["linf", "l2"]),
+    norm=st.sampled_from(["linf", "l2", "l1"]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     bounds=st.sampled_from([(0.0, 1.0), None]),
     n=st.integers(0, 3),
 )
 def test_feasible(seed, eps, norm, dtype, bounds, n):
-    """Inside the bounds always; inside the ball exactly in l-inf and to 1e-6 in l2."""
+    """Inside the bounds always; inside the ball exactly in l-inf and to 1e-6 in l2 and l1."""
     g = torch.Generator().manual_seed(seed)
     model = Linear(torch.randn(12, generator=g, dtype=dtype))
     x = torch.rand(n, 3, 2, 2, generator=g, dtype=dtype)
@@ -116,6 +91,8 @@ def test_feasible(seed, eps, norm, dtype, bounds, n):
     candidates = [
         attacks.fgsm(model, x, y, eps, norm=norm, bounds=bounds),
         attacks.pgd(model, x, y, eps, norm=norm, bounds=bounds, steps=3, generator=g),
+        attacks.auto_pgd(model, x, y, eps, norm=norm, bounds=bounds, steps=6, generator=g),
+        attacks.square(model, x, y, eps, norm=norm, bounds=bounds, queries=6, generator=g),
     ]
     if norm == "linf":
         candidates.append(attacks.sign_noise(model, x, y, eps, bounds=bounds, generator=g))
@@ -129,20 +106,9 @@ def test_feasible(seed, eps, norm, dtype, bounds, n):
         if norm == "linf":
             assert all(value <= eps for value in delta.abs().flatten().tolist())
         else:
-            assert (delta.norm(dim=1) <= eps * (1 + 1e-6) + 1e-7).all()
-
-
-def test_random_start_is_uniform_in_the_ball():
-    """KS tests; each fails by chance with probability 1e-6."""
-    g = torch.Generator().manual_seed(0)
-    x = torch.zeros(4000, 5, dtype=torch.float64)
-    cube = attacks.NORMS["linf"].uniform(x, g).flatten().numpy()
-    assert scipy.stats.kstest(cube, scipy.stats.uniform(-1, 2).cdf).pvalue > 1e-6
-    ball = attacks.NORMS["l2"].uniform(x, g)
-    radius = ball.norm(dim=1).numpy()  # P(radius <= r) = r^5: not uniform in the radius
-    assert scipy.stats.kstest(radius, lambda r: r**5).pvalue > 1e-6
-    angle = torch.atan2(ball[:, 0], ball[:, 1]).numpy() / (2 * math.pi)
-    assert scipy.stats.kstest(angle, scipy.stats.uniform(-0.5, 1).cdf).pvalue > 1e-6
+            sizes = delta.double().norm(p=int(norm[1]), dim=1)
+            # The images themselves are rounded: 12 pixels, each to half a unit in the last place.
+            assert (sizes <= eps * (1 + 1e-6) + 12 * torch.finfo(dtype).eps).all()
 
 
 def test_pgd_without_steps_is_its_random_start():
@@ -193,7 +159,7 @@ def test_a_restart_attacks_only_what_still_stands():
 
 def test_keep_best_prefers_a_fooling_result_to_a_larger_loss():
     x = torch.zeros(1, 2)
-    best = attacks._Best(x)
+    best = losses.Best(x)
     row = torch.tensor([0])
     best.update(row, x + 1, torch.tensor([True]), torch.tensor([0.8]))
     best.update(row, x + 2, torch.tensor([False]), torch.tensor([1.1]))
@@ -212,7 +178,7 @@ def test_last_step_is_evaluated():
     assert (models.predict(model, x_adv) != y).any()
 
 
-@pytest.mark.parametrize(("keep", "forwards"), [("last", 7), ("best", 8)])
+@pytest.mark.parametrize(("keep", "forwards"), [("last", 7), ("best", 8), ("first", 8)])
 def test_work_is_counted(keep, forwards):
     """k steps cost k forward passes in training, one more in evaluation."""
     model, _, x, y = linear_case()
@@ -228,6 +194,10 @@ def test_work_is_counted(keep, forwards):
         attacks.fgsm,
         partial(attacks.pgd, steps=2, restarts=2),
         partial(attacks.pgd, steps=2, norm="l2", keep="last"),
+        partial(attacks.pgd, steps=2, norm="l1", keep="first"),
+        attacks.fgsm_rs,
+        partial(attacks.auto_pgd, steps=3, loss="dlr"),
+        partial(attacks.square, queries=3),
     ],
 )
 def test_model_and_rng_are_left_as_found(awkward: Awkward, attack):
@@ -282,20 +252,25 @@ def test_inside_no_grad_and_inference_mode():
 def test_small_batches(n):
     model = models.build("SmallCNN")
     x, y = torch.rand(n, 1, 28, 28), torch.zeros(n, dtype=torch.long)
-    for norm in ("linf", "l2"):
+    for norm in ("linf", "l2", "l1"):
         assert attacks.pgd(model, x, y, 0.1, steps=2, norm=norm).shape == x.shape
+        assert attacks.auto_pgd(model, x, y, 0.1, steps=2, norm=norm).shape == x.shape
+        assert attacks.auto_pgd(model, x, y, 0.1, steps=2, norm=norm, targets=2).shape == x.shape
+        assert attacks.square(model, x, y, 0.1, queries=2, norm=norm).shape == x.shape
         assert attacks.fgsm(model, x, y, 0.1, norm=norm).shape == x.shape
 
 
 def test_batch_equals_its_rows_attacked_alone():
     """Nothing leaks between rows: no norm over the batch, no mean in the loss (float64)."""
     model = models.build("SmallCNN").double()
-    x = torch.rand(4, 1, 28, 28, dtype=torch.float64, generator=torch.Generator())
+    x, start = torch.rand(2, 4, 1, 28, 28, dtype=torch.float64, generator=torch.Generator())
     y = torch.tensor([1, 2, 3, 4])
-    for norm, eps in (("linf", 0.1), ("l2", 1.0)):
-        attack = partial(attacks.pgd, eps=eps, norm=norm, steps=5, random_start=False)
-        alone = torch.cat([attack(model, x[i : i + 1], y[i : i + 1]) for i in range(4)])
-        assert torch.allclose(attack(model, x, y), alone, atol=1e-10)
+    for norm, eps in (("linf", 0.1), ("l2", 1.0), ("l1", 5.0)):
+        for momentum in (0.0, 0.7):
+            attack = partial(attacks.pgd, eps=eps, norm=norm, steps=5, momentum=momentum)
+            alone = [attack(model, x[i : i + 1], y[i : i + 1], start=start[i : i + 1])
+                     for i in range(4)]  # fmt: skip
+            assert torch.allclose(attack(model, x, y, start=start), torch.cat(alone), atol=1e-10)
 
 
 def test_margin_loss_breaks_saturated_logits_that_blind_cross_entropy():
@@ -320,6 +295,119 @@ def test_l2_step_survives_a_tiny_gradient():
     model, _, x, y = linear_case(torch.float32)
     found = attacks.fgsm(lambda z: 1e-42 * model(z), x, y, 0.1, norm="l2", bounds=None)
     assert torch.allclose((found - x).norm(dim=1), torch.tensor(0.1), rtol=1e-3)
+
+
+def test_logits_times_1000_are_still_attacked():
+    """margin and dlr do not underflow; auto_pgd and the suite use one of them."""
+    model, _, x, _ = linear_case(torch.float32)
+    three = lambda z: torch.cat([model(z), -100 * torch.ones(len(z), 2)], 1)  # noqa: E731
+    y = three(x).argmax(1)
+    won = models.predict(three, attacks.fgsm(three, x, y, 0.5, loss="margin")) != y
+    assert won.any()
+    loud = lambda z: 1000 * three(z)  # noqa: E731
+    for attack in (
+        partial(attacks.pgd, loss="margin"),
+        partial(attacks.pgd, loss="dlr"),
+        partial(attacks.auto_pgd, loss="dlr", steps=20),
+        partial(attacks.auto_pgd, targets=3, steps=20),
+    ):
+        found = attack(loud, x, y, eps=0.5, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(models.predict(three, found) != y, won)
+
+
+def test_dlr_by_hand_and_its_invariance():
+    logits = torch.tensor([[4.0, 1.0, 0.0, -2.0], [0.0, 3.0, 5.0, 1.0]], dtype=torch.float64)
+    y = torch.tensor([0, 1])
+    assert torch.allclose(losses.dlr(logits, y), torch.tensor([-3 / 4, 2 / 4]).double())
+    assert torch.allclose(losses.dlr(7 * logits - 3, y), losses.dlr(logits, y))
+    towards = losses.dlr_targeted(logits, y, torch.tensor([2, 0]))
+    # (z_t - z_y) / (first - mean of third and fourth)
+    assert torch.allclose(towards, torch.tensor([-4 / (4 + 1.0), -3 / (5 - 0.5)]).double())
+    for bad, loss in ((logits[:, :2], losses.dlr), (logits[:, :3], losses.dlr_targeted)):
+        with pytest.raises(ValueError, match="classes"):
+            loss(bad, *[y] * (1 if loss is losses.dlr else 2))
+
+
+def test_momentum_by_hand():
+    """Two steps: g0 / |g0|_1, then mu times that plus g1 / |g1|_1 (Dong et al. 2018, eq. 6, 7)."""
+    a = torch.tensor([[3.0, 1.0], [-1.0, 1.0]], dtype=torch.float64)
+    scores = lambda z: (z @ a).pow(3)  # noqa: E731
+    model = lambda z: torch.stack([-scores(z).sum(1), torch.zeros(len(z)).double()], 1)  # noqa: E731
+    x, y = torch.tensor([[0.5, 0.2]], dtype=torch.float64), torch.tensor([0])
+
+    def unit(z):
+        z = z.clone().requires_grad_()
+        (g,) = torch.autograd.grad(-model(z)[0, 0], z)  # the margin loss, 0 - z_0
+        return g / g.abs().sum()
+
+    first = unit(x)
+    middle = x + 0.1 * first / first.norm()
+    second = 0.9 * first + unit(middle)
+    expected = middle + 0.1 * second / second.norm()
+    found = attacks.pgd(
+        model, x, y, 5.0, norm="l2", bounds=None, steps=2, step_size=0.1, keep="last",
+        momentum=0.9, random_start=False, loss="margin",
+    )  # fmt: skip
+    assert torch.allclose(found, expected, atol=1e-12)
+    assert not torch.allclose(second / second.norm(), unit(middle) / unit(middle).norm(), atol=1e-3)
+
+
+def test_a_given_start_is_projected_and_used():
+    model, _, x, y = linear_case()
+    start = x + torch.linspace(-2, 2, x.numel(), dtype=x.dtype).view_as(x)
+    found = attacks.pgd(model, x, y, 0.1, steps=0, start=start, keep="last")
+    assert torch.equal(found, attacks.NORMS["linf"].projection(x, 0.1, (0, 1))(start))
+
+
+def test_an_example_is_not_evaluated_again_once_it_is_fooled():
+    """keep="first": rows vanish from the batches at the step that fools them, never later."""
+    model, w, x, _ = linear_case(n=40)
+    y = models.predict(model, x)
+    seen: list[int] = []
+    spy = lambda z: seen.append(len(z)) or model(z)  # noqa: E731
+    found = attacks.pgd(spy, x, y, 0.3, steps=30, step_size=0.01, random_start=False, keep="first",
+                        bounds=None)  # fmt: skip
+    # The margin falls by 0.01 |w|_1 a step: the step at which each row falls is known.
+    falls_at = (attacks.margin(model(x), y) / (-0.01 * w.abs().sum())).ceil().long()
+    assert seen[:31] == [int((falls_at >= k).sum()) for k in range(31) if (falls_at >= k).any()]
+    assert seen[0] == 40
+    assert len(seen) == int(falls_at.max().clamp(max=30)) + 1
+    assert torch.equal(models.predict(model, found) != y, falls_at <= 30)
+    best = attacks.pgd(model, x, y, 0.3, steps=30, step_size=0.01, random_start=False, bounds=None)
+    assert (attacks.margin(model(best), y) >= attacks.margin(model(found), y)).all()
+
+
+def test_fgsm_rs_start_is_clipped_only_if_asked():
+    """Black pixels: the unclipped start is seen by the model outside [0, 1], the result is not."""
+    x, y, seen = torch.zeros(50, 4), torch.zeros(50, dtype=torch.long), []
+    spy = lambda z: seen.append(z.detach()) or z  # noqa: E731
+    for clip in (False, True):
+        found = attacks.fgsm_rs(spy, x, y, 0.3, clip_start=clip, generator=torch.Generator())
+        assert found.min() >= 0
+        assert found.max() <= 0.3
+    assert len(seen) == 2  # one forward pass each
+    assert -0.3 <= seen[0].min() < -0.2
+    assert seen[1].min() == 0
+
+
+def test_fgsm_rs_steps_by_a_quarter_more_than_eps():
+    """Linear, unbounded: start + 1.25 eps along the sign, cut to the ball."""
+    model, w, x, y = linear_case()
+    seeded = lambda: torch.Generator().manual_seed(5)  # noqa: E731
+    start = attacks.fgsm_rs(model, x, y, 0.2, step_size=0.0, bounds=None, generator=seeded())
+    direction = torch.where(y[:, None] == 0, -w.sign(), w.sign())
+    expected = x + (start - x + 0.25 * direction).clamp(-0.2, 0.2)
+    found = attacks.fgsm_rs(model, x, y, 0.2, bounds=None, generator=seeded())
+    assert torch.allclose(found, expected, atol=1e-12)
+
+
+def test_a_model_without_gradient_is_named():
+    for blind in (lambda z: (z > 0.5).float(), lambda z: z.detach(), lambda z: z.detach() * ONE):
+        with pytest.raises(attacks.NotDifferentiable, match="detach, round or compare"):
+            attacks.fgsm(blind, torch.full((3, 2), 0.4), torch.zeros(3).long(), 0.1)
+
+
+ONE = torch.ones(1, requires_grad=True)
 
 
 def test_margin_and_cross_entropy_values():
@@ -384,7 +472,11 @@ def test_bad_arguments_get_a_sentence(attack, change, message):
         ({"steps": -1}, "steps=-1"),
         ({"step_size": -1.0}, "step_size=-1.0"),
         ({"restarts": 0}, "restarts=0"),
-        ({"keep": "first"}, "keep='first'"),
+        ({"keep": "worst"}, "keep='worst'"),
+        ({"momentum": -0.5}, "momentum=-0.5"),
+        ({"start": torch.zeros(1, 4)}, "start: expected shape"),
+        ({"start": torch.zeros(2, 4), "restarts": 2}, "a given start"),
+        ({"clip_start": False}, "clip_start=False"),
         ({"keep": "last", "restarts": 2}, "restarts=2"),
     ],
 )

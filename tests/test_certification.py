@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import torchrun
 
 from trustml_helpers import bounds, certification, data, models
 from trustml_helpers.certification import LogError
@@ -278,12 +279,6 @@ def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED, str(whole)], check=True, capture_output=True)
     assert rows(path) == rows(whole)
     assert len(rows(path)) == 26
-
-
-def torchrun(*words):
-    """Two processes on this machine, one thread each."""
-    code = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.run([*code, *map(str, words)], capture_output=True, text=True, timeout=240)
 
 
 def test_two_processes_write_the_log_of_one_also_after_the_kill_of_a_rank(tmp_path):

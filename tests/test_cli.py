@@ -13,7 +13,16 @@ import pandas as pd
 import pytest
 import torch
 
-from trustml_helpers import attacks, certification, cli, data, models, robustness, smoothing
+from trustml_helpers import (
+    attack_log,
+    attacks,
+    certification,
+    cli,
+    data,
+    models,
+    robustness,
+    smoothing,
+)
 
 
 @pytest.fixture
@@ -96,9 +105,63 @@ def test_attack_counts_as_the_package_does(trustml, tmp_path):
     model = models.load("mnist_smallcnn_standard")
     expected = robustness.robust_correct(model, x, y, lambda m, a, b: attacks.fgsm(m, a, b, 0.1))
     rows = pd.read_csv(table)
-    assert rows["robust"].tolist() == expected.int().tolist()
+    assert rows["broken_by"].isna().tolist() == expected.tolist()
     assert rows["label"].tolist() == y.tolist()
     assert f"{100 * expected.double().mean():6.2f} %" in out
+
+
+def test_attack_of_every_name_goes_on_after_a_kill(trustml, tmp_path, monkeypatch):
+    """The worst case of the suite; a second call does no work; other settings are refused."""
+    table = tmp_path / "suite.csv"
+    line = (
+        "attack mnist_smallcnn_standard --attack suite --eps 0.1 --steps 5 --queries 20 "
+        f"--every 500 --batch-size 8 --output {table}"
+    )
+    code, out, err = trustml(line)
+    assert code == 0, err
+    rows = pd.read_csv(table, keep_default_na=False)
+    assert rows["idx"].tolist() == list(range(0, 10_000, 500))
+    stands = (rows["broken_by"] == "").mean()
+    assert f"Square linf 0.1  {100 * stands:6.2f} %" in out
+    whole = table.read_text()
+    table.write_text(
+        "\n".join(whole.splitlines()[:9]) + "\n"
+    )  # as a kill after one batch leaves it
+    assert trustml(line)[0] == 0
+    assert table.read_text() == whole
+    monkeypatch.setattr(attack_log, "broken_by", lambda *_, **__: pytest.fail("worked again"))
+    assert trustml(line)[0] == 0
+    code, _, err = trustml(line.replace("--eps 0.1", "--eps 0.2"))
+    assert code == 2
+    assert "eps=0.1, not 0.2" in err
+
+
+@pytest.mark.parametrize(
+    "options", ["--attack square --queries 5", "--attack auto_pgd --loss dlr --steps 3",
+                "--attack pgd --norm l1 --eps 5 --steps 3"],
+)  # fmt: skip
+def test_other_attacks(trustml, options):
+    code, out, err = trustml(f"attack mnist_smallcnn_standard --eps 0.1 --limit 10 {options}")
+    assert code == 0, err
+    assert out.count("of 10 images") == 2
+
+
+def test_train_keeps_the_best_epoch_and_goes_on_after_a_kill(trustml, tmp_path):
+    line = (
+        "train {} --objective trades --eps 0.05 --steps 2 --beta 1 --epochs 3 --batch-size 50 "
+        "--limit 400 --validation 100 --best --precision bfloat16 --out {} --history {}"
+    )
+    history = tmp_path / "h.csv"
+    code, _, err = trustml(line.format("whole", tmp_path, history))
+    assert code == 0, err
+    epochs = pd.read_csv(history)
+    assert {"error", "error fgsm", "error pgd", "overfitted", "kept"} <= set(epochs.columns)
+    card = models.card(tmp_path / "whole.json")
+    assert card["epoch_kept"] == int(epochs["kept"].argmax()) + 1
+    assert card["objective"] == "TRADES, beta 1, 2 steps, linf, eps 0.05"
+    assert "--best" in card["command"]
+    assert "--history" not in card["command"]
+    assert not list(tmp_path.glob("*.training"))
 
 
 def test_attack_is_repeatable(trustml):
@@ -114,6 +177,10 @@ def test_attack_is_repeatable(trustml):
         ("attack nothing", "no checkpoint 'nothing'"),
         ("attack mnist_smallcnn_standard --eps 8", "8 / 255"),
         ("attack mnist_smallcnn_standard --limit 0", "limit=0"),
+        ("attack mnist_smallcnn_standard --attack fgsm_rs", "is for training"),
+        ("train tiny --objective adversarial --attack square", "is for evaluation"),
+        ("train tiny --objective adversarial --attack fgsm_rs --norm l2", "works in linf"),
+        ("train tiny --history /no/such/folder/h.csv", "create it first"),
         ("attack mnist_smallcnn_standard --loss hinge", "loss='hinge'"),
         ("attack mnist_smallcnn_standard --output /no/such/folder/x.csv", "create it first"),
         ("train tiny --architecture VGG", "architecture='VGG'"),

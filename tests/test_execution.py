@@ -155,13 +155,3 @@ def test_search_really_measures(lenet):
     assert found.layout in execution.LAYOUTS
     assert execution.search(SmoothedClassifier(lambda x: x.flatten(1)[:, :2], 0.5, 2), DIGIT[:1],
                             largest=64) == Execution(64)  # fmt: skip
-
-
-def test_one_process_is_a_team_of_one(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with execution.team() as team:
-        assert (team.rank, team.size) == (0, 1)
-        assert team.first(lambda: 7) == 7
-        team.wait()
-        with pytest.raises(ZeroDivisionError):
-            team.first(lambda: 1 / 0)

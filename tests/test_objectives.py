@@ -47,6 +47,76 @@ def test_mixed_rejects_a_share_above_one():
         objectives.mixed(lambda m, x, y: x, 1.5)
 
 
+def test_trades_by_hand():
+    """One image, two logits (score, 0), one step: the start, the move and both terms."""
+    w = torch.tensor([2.0, -1.0], dtype=torch.float64)
+    model, x, y = Linear(w), torch.tensor([[0.5, 0.4]], dtype=torch.float64), torch.tensor([0])
+    seeded = lambda: torch.Generator().manual_seed(3)  # noqa: E731
+    objective = objectives.trades(0.2, 6.0, steps=1, step_size=0.15, generator=seeded())
+    loss = objective(model, x, y)
+    start = x + 0.001 * torch.randn(1, 2, generator=seeded(), dtype=torch.float64)
+    score = lambda z: (z @ w).item()  # noqa: E731
+    # KL(p || q) of two classes grows with the distance of the scores, so the first step goes on
+    # in the direction in which the start already differs.
+    side = 1.0 if score(start) > score(x) else -1.0
+    x_adv = x + (start - x + 0.15 * side * w.sign()).clamp(-0.2, 0.2)
+    p, q = torch.sigmoid(x @ w), torch.sigmoid(x_adv @ w)
+    kl = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    assert torch.isclose(loss, (-p.log() + 6 * kl).squeeze(), atol=1e-10)
+    (found,) = torch.autograd.grad(loss, model.w)  # both logits of the second term get a gradient
+    free = w.clone().requires_grad_()
+    p, q = torch.sigmoid(x @ free), torch.sigmoid(x_adv @ free)
+    kl = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    (expected,) = torch.autograd.grad((-p.log() + 6 * kl).squeeze(), free)
+    assert torch.allclose(found, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_trades_evaluates_the_clean_images_once(steps):
+    """steps + 2 passes: clean, each step, attacked; no parameter gradient before backward."""
+    model, x, y = models.build("SmallCNN"), torch.rand(3, 1, 28, 28), torch.arange(3)
+    seen: list[torch.Tensor] = []
+    model.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0].detach()))
+    loss = objectives.trades(0.1, steps=steps, generator=torch.Generator())(model, x, y)
+    assert len(seen) == steps + 2
+    assert sum(torch.equal(z, x) for z in seen) == 1
+    assert all(p.grad is None for p in model.parameters())
+    loss.backward()
+    assert len(seen) == steps + 2
+
+
+def test_trades_without_a_ball_is_standard_training():
+    model, x, y = models.build("SmallCNN"), torch.rand(3, 1, 28, 28), torch.arange(3)
+    assert torch.isclose(objectives.trades(0.0)(model, x, y), objectives.standard(model, x, y))
+
+
+def test_trades_rejects_a_negative_weight():
+    with pytest.raises(ValueError, match="beta=-1"):
+        objectives.trades(0.1, -1)
+
+
+@pytest.mark.parametrize(("attack", "passes"), [
+    (attacks.fgsm, 1), (attacks.fgsm_rs, 1), (partial(attacks.pgd, steps=7, keep="last"), 7),
+])  # fmt: skip
+def test_training_costs_the_passes_of_its_attack_and_one_more(attack, passes):
+    """Counted: forward passes, backward passes to the input, and no parameter gradient in them."""
+    model, x, y = models.build("SmallCNN"), torch.rand(3, 1, 28, 28), torch.arange(3)
+    forwards, backwards = [], []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    real = torch.autograd.grad
+
+    def grad(outputs, inputs, **rest):
+        backwards.append(inputs.shape)
+        return real(outputs, inputs, **rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.autograd, "grad", grad)
+        objectives.adversarial(partial(attack, eps=0.1))(model, x, y)
+    assert len(forwards) == passes + 1
+    assert backwards == [x.shape] * passes  # to the images alone
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_gaussian_noise_is_fresh_of_the_right_size_and_not_clipped():
     images = []
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
-from trustml_helpers import models, robustness
+from trustml_helpers import attacks, models, robustness
 
 IDENTITY = lambda z: z  # noqa: E731
 
@@ -55,6 +57,31 @@ def test_what_is_fooled_or_wrong_is_not_attacked_again(six):
         IDENTITY, *six, [spy("a", {0, 1}), spy("b", {2, 3, 4}), spy("c", set())]
     )
     assert seen == [("a", [0, 1, 2, 3, 4]), ("b", [2, 3, 4])]
+
+
+def test_restarts_that_each_fool_half_leave_nothing():
+    """Two attacks, or two restarts, that each fool half: the worst case is 0, not one half."""
+    x, y = torch.full((8, 2), 0.49), torch.zeros(8, dtype=torch.long)
+    x[:, 1] = torch.arange(8) / 8
+    model = lambda z: torch.stack([0.5 - z[:, 0], z[:, 0] - 0.5], 1)  # noqa: E731
+    push = torch.tensor([0.4, 0.0])
+    low = lambda m, a, b: a + push * (a[:, 1:] < 0.5)  # noqa: E731
+    high = lambda m, a, b: a + push * (a[:, 1:] >= 0.5)  # noqa: E731
+    assert robustness.robust_accuracy(model, x, y, low) == 0.5
+    assert robustness.robust_accuracy(model, x, y, high) == 0.5
+    assert robustness.robust_accuracy(model, x, y, [low, high]) == 0
+    # And as two starts of one attack: the first draw pushes the low half, the second the high.
+    draws = iter([push * (x[:, 1:] < 0.5) / 0.4, push * (x[:, 1:] >= 0.5) / 0.4])
+    start = lambda z, g: next(draws)  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(attacks.NORMS, "linf", attacks.NORMS["linf"]._replace(uniform=start))
+        twice = partial(attacks.pgd, eps=0.4, steps=0, restarts=2)
+        assert robustness.robust_accuracy(model, x, y, twice) == 0
+
+
+def test_broken_by_names_the_first_success(six):
+    found = robustness.broken_by(IDENTITY, *six, {"a": flip({1, 3}), "b": flip({1, 4})})
+    assert found == ["", "a", "", "a", "b", "clean"]
 
 
 def test_matrix(six):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import warnings
 from functools import partial
 
 import pytest
 import torch
+from helpers import torchrun
 
 from trustml_helpers import attacks, data, models, objectives, training
 
@@ -168,9 +172,200 @@ def test_a_loss_that_is_not_finite_stops_training(blobs):
         )
 
 
+def test_best_weights_are_those_of_the_smallest_error(blobs):
+    """Validation on mirrored images: the better the network learns, the worse; epoch 1 is best."""
+    mirrored = (-blobs[0], blobs[1])
+    last, best = linear(), linear()
+    sgd = {"optimizer": partial(torch.optim.SGD, lr=0.003), "batch_size": 50}
+    log = quiet(best, blobs, epochs=4, validation=mirrored, attacks={"none": lambda m, x, y: x},
+                best="loss", **sgd)  # fmt: skip
+    assert log["kept"].tolist() == [False, False, False, True]  # the training loss falls
+    quiet(last, blobs, epochs=4, **sgd)
+    assert torch.equal(best.weight, last.weight)
+    first, kept = linear(), linear()
+    objective = objectives.ByEpoch(lambda epoch: objectives.standard if epoch < 1 else _climb)
+    log = quiet(kept, blobs, objective, epochs=3, validation=blobs, best="error", **sgd)
+    quiet(first, blobs, epochs=1, **sgd)
+    assert log["kept"].tolist() == [True, False, False]
+    assert torch.equal(kept.weight, first.weight)
+    assert not kept.training
+
+
+def _climb(model, x, y):
+    return -100 * objectives.standard(model, x, y)
+
+
+def test_catastrophic_overfitting_is_recorded_and_warned_of_once(blobs):
+    """FGSM harmless, PGD fatal: by stand-ins whose effect is known."""
+    stand_ins = {"fgsm": lambda m, x, y: x, "pgd": lambda m, x, y: -x}
+    with pytest.warns(RuntimeWarning, match="catastrophic overfitting at epoch 1") as caught:
+        log = quiet(linear(), blobs, epochs=3, validation=blobs, attacks=stand_ins)
+    assert len(caught) == 1
+    assert log["overfitted"].tolist() == [True] * 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same = {"fgsm": lambda m, x, y: x, "pgd": lambda m, x, y: x}
+        log = quiet(linear(), blobs, epochs=1, validation=blobs, attacks=same)
+        assert not log["overfitted"].any()
+        both = {"fgsm": lambda m, x, y: -x, "pgd": lambda m, x, y: -x}  # standard training
+        assert not quiet(linear(), blobs, epochs=1, validation=blobs, attacks=both)[
+            "overfitted"
+        ].any()
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights(blobs):
+    seen = []
+
+    def spy(model, x, y):
+        logits = model(x)
+        seen.append((logits.dtype, x.dtype))
+        return torch.nn.functional.cross_entropy(logits, y)
+
+    model = linear()
+    log = quiet(model, blobs, spy, epochs=3, precision="bfloat16", validation=blobs)
+    assert set(seen) == {(torch.bfloat16, torch.float32)}
+    assert model.weight.dtype == torch.float32
+    assert log["error"].iloc[-1] == 0
+
+
+def noisy_run(path, model, blobs, objective=None):
+    """A run with everything that has a state: momentum, schedule, noise, best weights."""
+    generator = torch.Generator().manual_seed(5)
+    return quiet(
+        model, blobs, objective or objectives.gaussian(0.5, generator=generator), epochs=5,
+        batch_size=40, validation=(blobs[0][:60] + 0.5, blobs[1][:60]), best="error", seed=3,
+        optimizer=partial(torch.optim.AdamW, lr=0.05), scheduler=training.triangular(0.05),
+        generators=[generator], checkpoint=path,
+    ), generator  # fmt: skip
+
+
+@pytest.mark.parametrize("dies_at", [1, 7, 16, 29])
+def test_a_killed_run_goes_on_exactly(blobs, tmp_path, dies_at):
+    """Killed at any step, resumed: the same weights, the same history, to the last bit."""
+    whole = linear()
+    expected, _ = noisy_run(None, whole, blobs)
+    generator = torch.Generator().manual_seed(5)
+    inner, steps = objectives.gaussian(0.5, generator=generator), []
+
+    def dies(model, x, y):
+        steps.append(1)
+        if len(steps) == dies_at:
+            raise KeyboardInterrupt
+        return inner(model, x, y)
+
+    path = tmp_path / "run.training"
+    with pytest.raises(KeyboardInterrupt):
+        quiet(
+            linear(), blobs, dies, epochs=5, batch_size=40, best="error", seed=3, checkpoint=path,
+            validation=(blobs[0][:60] + 0.5, blobs[1][:60]), generators=[generator],
+            optimizer=partial(torch.optim.AdamW, lr=0.05), scheduler=training.triangular(0.05),
+        )  # fmt: skip
+    assert path.exists() == (dies_at > 6)
+    again = linear()
+    torch.nn.init.ones_(again.weight)  # whatever it begins with is replaced
+    if not path.exists():
+        again = linear()
+    log, _ = noisy_run(path, again, blobs)
+    assert torch.equal(again.weight, whole.weight)
+    assert torch.equal(again.bias, whole.bias)
+    timeless = [column for column in log.columns if column != "seconds"]
+    assert log[timeless].equals(expected[timeless])
+    finished = linear()
+    log, _ = noisy_run(path, finished, blobs, lambda *_: pytest.fail("trained again"))
+    assert torch.equal(finished.weight, whole.weight)
+
+
+def test_a_state_of_another_run_or_a_damaged_one_is_refused(blobs, tmp_path):
+    path = tmp_path / "run.training"
+    run = partial(quiet, epochs=1, checkpoint=path)
+    run(linear(), blobs)
+    whole = path.read_bytes()
+    for change in ({"seed": 1}, {"batch_size": 5}, {"epochs": 2}, {"precision": "bfloat16"},
+                   {"optimizer": partial(torch.optim.Adam, lr=0.5)}):  # fmt: skip
+        with pytest.raises(models.CheckpointError, match=next(iter(change))):
+            run(linear(), blobs, **change)
+    with pytest.raises(models.CheckpointError, match="model was"):
+        run(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2)), blobs)
+    for damage in (whole[: len(whole) // 2], b"", b"not a state at all"):
+        path.write_bytes(damage)
+        with pytest.raises(models.CheckpointError, match="start anew"):
+            run(linear(), blobs)
+    assert path.read_bytes() == damage
+
+
+def test_what_cannot_be_stored_without_a_pickle_is_named(blobs, tmp_path):
+    make = lambda optimizer, total: torch.optim.lr_scheduler.MultiStepLR(  # noqa: E731
+        optimizer, milestones=[1]
+    )
+    with pytest.raises(ValueError, match="neither tensor nor JSON"):
+        quiet(linear(), blobs, epochs=1, scheduler=lambda o, n: _Odd(o), checkpoint=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    quiet(linear(), blobs, epochs=2, scheduler=make, checkpoint=tmp_path / "b")
+
+
+class _Odd(torch.optim.lr_scheduler.LRScheduler):
+    def get_lr(self):
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def state_dict(self):
+        return {"state": {1, 2}}
+
+
+TWO = """
+import sys, torch
+from functools import partial
+from trustml_helpers import attacks, models, objectives, training
+g = torch.Generator().manual_seed(0)
+y = torch.randint(10, (130,), generator=g)
+x = (torch.rand(130, 1, 28, 28, generator=g) / 2 + y.view(-1, 1, 1, 1) / 20).clamp(0, 1)
+noise = torch.Generator().manual_seed(7)
+kind = sys.argv[2]
+attack = partial(attacks.fgsm, eps=0.05)
+objective = {"adversarial": objectives.adversarial(attack),
+             "trades": objectives.trades(0.05, steps=2, generator=noise),
+             "gaussian": objectives.gaussian(0.1, generator=noise)}[kind]
+model = models.build("SmallCNN", seed=int(__import__("os").environ.get("RANK", 0)))
+log = training.fit(model, (x, y), objective, epochs=2, batch_size=43, validation=(x, y),
+                   attacks={"fgsm": attack}, generators=[noise], progress=False,
+                   optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9))
+rank = __import__("os").environ.get("RANK", "alone")
+weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+torch.set_printoptions(precision=10)
+from safetensors.torch import save_file
+save_file({"w": weights, "loss": torch.tensor(log["loss"].tolist(), dtype=torch.float64),
+           "noise": torch.rand(3, generator=noise)}, f"{sys.argv[1]}/{kind}{rank}.st")
+"""
+
+
+@pytest.mark.parametrize("kind", ["adversarial", "gaussian"])
+def test_two_processes_take_the_steps_of_one(tmp_path, kind):
+    """torchrun: weights as in one process to 1e-5 where no noise is drawn (float32 sums differ in
+    order; 43 images on two ranks, the last minibatch is a single one); the ranks agree exactly,
+    and draw different noise."""
+    from safetensors.torch import load_file
+
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    alone = subprocess.run([sys.executable, script, tmp_path, kind], capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stderr
+    found = torchrun(script, tmp_path, kind)
+    assert found.returncode == 0, found.stderr
+    one, first, second = (load_file(tmp_path / f"{kind}{name}.st") for name in ("alone", 0, 1))
+    assert torch.equal(first["w"], second["w"])
+    assert torch.equal(first["loss"], second["loss"])
+    if kind == "adversarial":
+        assert (one["w"] - first["w"]).abs().max() < 1e-5
+        assert torch.allclose(one["loss"], first["loss"], rtol=1e-5)
+    else:
+        assert not torch.equal(first["noise"], second["noise"])
+        assert torch.equal(first["noise"], first["noise"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"precision": "float8"}, "precision='float8'"),
+        ({"best": "error"}, "best='error'"),
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"train": (torch.zeros(3, 2), torch.zeros(2).long())}, "3 and 2"),

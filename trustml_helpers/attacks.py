@@ -7,19 +7,39 @@ A model is any callable from images to logits ``(n, K)``; it is left exactly as 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from trustml_helpers.bounds import check_sigma
+from trustml_helpers.losses import (
+    LOSSES,
+    Attack,
+    Best,
+    Goal,
+    Loss,
+    Model,
+    NotDifferentiable,
+    check,
+    check_search,
+    cross_entropy,
+    dlr,
+    dlr_targeted,
+    is_fooled,
+    margin,
+    named,
+    usable,
+)
 from trustml_helpers.models import unchanged
+from trustml_helpers.norms import NORMS, Bounds, draw, given_or_fresh
+from trustml_helpers.strong_attacks import auto_pgd, square, suite
 
-Model = Callable[[Tensor], Tensor]
-Attack = Callable[[Any, Tensor, Tensor], Tensor]
-Bounds = tuple[float, float] | None
+__all__ = [
+    "LOSSES", "NORMS", "Attack", "Bounds", "Loss", "Model", "NotDifferentiable", "auto_pgd",
+    "cross_entropy", "dlr", "dlr_targeted", "fgsm", "fgsm_rs", "given_or_fresh", "is_fooled",
+    "margin", "pgd", "pgd_smoothed", "sign_noise", "square", "suite",
+]  # fmt: skip
 
 
 def fgsm(
@@ -31,7 +51,7 @@ def fgsm(
     norm: str = "linf",
     targeted: bool = False,
     bounds: Bounds = (0, 1),
-    loss: str = "cross_entropy",
+    loss: str | Loss = "cross_entropy",
 ) -> Tensor:
     """One step of steepest ascent, as long as the budget allows.
 
@@ -40,10 +60,12 @@ def fgsm(
         x: images ``(n, ...)``, floating point, inside ``bounds``.
         y: int64 ``(n,)``; the true labels, or with ``targeted`` the labels to be produced.
         eps: radius of the ball, in pixel units.
-        norm: ``"linf"`` or ``"l2"``.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``. In l1 the budget goes to the pixels of largest
+            gradient, each as far as the bounds allow.
         targeted: move towards y instead of away from it.
         bounds: smallest and largest valid value, ``None`` for unbounded data.
-        loss: ``"cross_entropy"`` or ``"margin"`` (largest other logit minus logit of y).
+        loss: ``"cross_entropy"``, ``"margin"`` (largest other logit minus logit of y), ``"dlr"``,
+            or a function ``(logits, y) -> (n,)``.
 
     Returns:
         ``x_adv``, shaped like x, inside ball and bounds.
@@ -51,19 +73,20 @@ def fgsm(
     Raises:
         ValueError, TypeError: for arguments out of range; the message says what was expected.
 
-    Source: Goodfellow, Shlens, Szegedy (2015), section 4; in l2 the same step in the l2 norm.
+    Source: Goodfellow, Shlens, Szegedy (2015), section 4; in l2 and l1 the same step in that norm.
 
     >>> W = torch.tensor([[1.0, -2.0], [0.0, 0.0]])
     >>> x, y = torch.tensor([[0.5, 0.5]]), torch.tensor([0])
     >>> fgsm(lambda x: x @ W.T, x, y, 0.1)
     tensor([[0.4000, 0.6000]])
     """
-    _check(x, y, eps, norm, bounds, loss)
+    check(x, y, eps, norm, bounds, loss)
     ball = NORMS[norm]
     with unchanged(model), torch.inference_mode(False), torch.no_grad():
-        x, y = _usable(x), _usable(y).long()
-        gradient = _ascend(model, x, y, LOSSES[loss], targeted)[2]
-        return ball.projection(x, eps, bounds)(x + eps * ball.steepest(gradient))
+        x, y = usable(x), usable(y).long()
+        goal = Goal(model, y, named(loss), targeted)
+        gradient = goal.ascend(x, y)[2]
+        return ball.projection(x, eps, bounds)(ball.ascend(x, gradient, eps, bounds))
 
 
 def pgd(
@@ -76,10 +99,13 @@ def pgd(
     bounds: Bounds = (0, 1),
     steps: int = 40,
     step_size: float | None = None,
+    momentum: float = 0.0,
     restarts: int = 1,
     random_start: bool = True,
+    start: Tensor | None = None,
+    clip_start: bool = True,
     targeted: bool = False,
-    loss: str = "cross_entropy",
+    loss: str | Loss = "cross_entropy",
     keep: str = "best",
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -89,19 +115,26 @@ def pgd(
         model, x, y, eps, norm, bounds, targeted, loss: as for :func:`fgsm`.
         steps: number of steps of each restart.
         step_size: length of a step in pixel units, in the attack's norm. If not given,
-            ``2.5 * eps / steps`` in l-inf, enough to cross the ball, and in l2
+            ``2.5 * eps / steps`` in l-inf, enough to cross the ball, and in l2 and l1
             ``10 * eps / steps`` (at most eps), because the steps must also turn along the sphere.
+        momentum: share of the last direction that is kept; each gradient is divided by its l1
+            norm before it is added (Dong et al. 2018). 0 follows the gradient alone.
         restarts: independent starts; a restart attacks only what no earlier one fooled.
         random_start: start uniformly in the ball (then projected on the box) instead of at x.
+        start: where to start instead, shaped like x; projected on ball and box like any start.
+        clip_start: project the start. ``False`` only for FGSM-RS as published, see
+            :func:`fgsm_rs`; needs ``keep="last"`` and a step, so that nothing outside is returned.
         keep: ``"best"`` returns per example, over all iterates of all restarts, the last one
             included, a fooling one if there is one, and among equals the one of largest loss.
-            ``"last"`` returns the last iterate of a single restart without evaluating it, which
-            is what training wants: exactly ``steps`` forward and backward passes.
+            ``"first"`` stops working on an example as soon as it is fooled, which is what counting
+            wants. ``"last"`` returns the last iterate of a single restart without evaluating it,
+            which is what training wants: exactly ``steps`` forward and backward passes.
         generator: source of the random starts; fresh entropy if not given. The global
             generator is never used.
 
     Returns:
-        ``x_adv``, shaped like x, inside the bounds and the ball (l-inf exactly, l2 up to 1e-6).
+        ``x_adv``, shaped like x, inside the bounds and the ball (l-inf exactly, l2 and l1 up to a
+        relative 1e-6).
 
     Raises:
         ValueError, TypeError: for arguments out of range; the message says what was expected.
@@ -113,31 +146,75 @@ def pgd(
     >>> pgd(lambda x: x @ W.T, x, y, 0.1, steps=5)
     tensor([[0.4000, 0.6000]])
     """
-    _check(x, y, eps, norm, bounds, loss)
-    ball, objective = NORMS[norm], LOSSES[loss]
+    check(x, y, eps, norm, bounds, loss)
+    ball = NORMS[norm]
     step_size = ball.default_step(eps, steps) if step_size is None else step_size
-    _check_pgd(steps, step_size, restarts, keep)
+    _check_pgd(x, steps, step_size, momentum, restarts, start, clip_start, keep)
     with unchanged(model), torch.inference_mode(False), torch.no_grad():
-        x, y = _usable(x), _usable(y).long()
-        best = _Best(x)
+        x, y = usable(x), usable(y).long()
+        goal, best = Goal(model, y, named(loss), targeted), Best(x)
         for _ in range(restarts):
             # Noise is drawn for every row, so that no row's noise depends on the others' fate.
-            start = x + eps * ball.uniform(x, generator) if random_start else x
+            begin = x + eps * ball.uniform(x, generator) if random_start and start is None else x
             rows = (~best.fooled).nonzero()[:, 0]
             if len(rows) == 0:
                 break
-            x_clean, target = x[rows], y[rows]
-            project = ball.projection(x_clean, eps, bounds)
-            x_adv = project(start[rows])
+            x_clean, target, x_adv = x[rows], y[rows], (begin if start is None else start)[rows]
+            project, direction = ball.projection(x_clean, eps, bounds), torch.zeros_like(x_clean)
+            x_adv = project(x_adv) if clip_start else x_adv
             for _ in range(steps):
-                fooled, value, gradient = _ascend(model, x_adv, target, objective, targeted)
-                if keep == "best":
-                    best.update(rows, x_adv, fooled, value)
-                x_adv = project(x_adv + step_size * ball.steepest(gradient))
+                logits, value, gradient = goal.ascend(x_adv, target)
+                if keep != "last":
+                    stands = ~best.update(rows, x_adv, goal.fooled(logits, target), value)
+                if keep == "first" and not stands.all():
+                    rows, x_clean, target, x_adv, gradient, direction = (
+                        each[stands] for each in (rows, x_clean, target, x_adv, gradient, direction)
+                    )
+                    if len(rows) == 0:
+                        break
+                    project = ball.projection(x_clean, eps, bounds)
+                direction = momentum * direction + _unit_l1(gradient) if momentum else gradient
+                x_adv = project(ball.ascend(x_adv, direction, step_size, bounds))
             if keep == "last":
                 return x_adv
-            best.update(rows, x_adv, *_evaluate(model, x_adv, target, objective, targeted))
+            if len(rows):
+                best.update(rows, x_adv, *goal.evaluate(x_adv, target))
         return best.x_adv
+
+
+def fgsm_rs(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    *,
+    step_size: float | None = None,
+    clip_start: bool = False,
+    bounds: Bounds = (0, 1),
+    loss: str | Loss = "cross_entropy",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """FGSM from a random start in the l-inf ball, for training: one forward and backward pass.
+
+    Args:
+        model, x, y, eps, bounds, loss: as for :func:`fgsm`.
+        step_size: 1.25 eps if not given.
+        clip_start: project the start on the bounds as well. The published code does not, and it
+            matters: with it training overfits catastrophically far more often (notebook 02).
+        generator: source of the start; fresh entropy if not given.
+
+    Returns:
+        ``x_adv``, shaped like x, inside ball and bounds.
+
+    Source: Wong, Rice, Kolter (2020), "Fast is better than free", algorithm 3.
+
+    >>> x, y = torch.full((1, 2), 0.5), torch.tensor([0])
+    >>> fgsm_rs(lambda x: x, x, y, 0.1, generator=torch.Generator()).sub(x).abs() <= 0.1
+    tensor([[True, True]])
+    """
+    step_size = 1.25 * eps if step_size is None else step_size
+    return pgd(model, x, y, eps, bounds=bounds, steps=1, step_size=step_size, keep="last",
+               clip_start=clip_start, loss=loss, generator=generator)  # fmt: skip
 
 
 def pgd_smoothed(
@@ -178,7 +255,7 @@ def pgd_smoothed(
     check_sigma(sigma)
     if samples < 1:
         raise ValueError(f"samples={samples}: expected at least 1")
-    noise = sigma * _draw(x.new_empty(samples, *x.shape[1:]), torch.randn, generator)
+    noise = sigma * draw(x.new_empty(samples, *x.shape[1:]), torch.randn, generator)
 
     def soft_vote(z: Tensor) -> Tensor:
         logits = model((z[:, None] + noise).flatten(0, 1))
@@ -209,257 +286,33 @@ def sign_noise(
     >>> sign_noise(None, x, torch.tensor([0]), 0.25, generator=torch.Generator()).sub(x).abs()
     tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
-    _check(x, y, eps, "linf", bounds, "cross_entropy")
-    signs = _draw(x, torch.rand, generator).sub_(0.5).sign_()
+    check(x, y, eps, "linf", bounds)
+    signs = draw(x, torch.rand, generator).sub_(0.5).sign_()
     return NORMS["linf"].projection(x, eps, bounds)(x + eps * signs)
 
 
-class _Best:
-    """Per example the best iterate so far: fooling before not fooling, then the larger loss."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.x_adv = x.clone()
-        self.fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        self.value = torch.full((len(x),), -math.inf, dtype=x.dtype, device=x.device)
-
-    def update(self, rows: Tensor, x_adv: Tensor, fooled: Tensor, value: Tensor) -> None:
-        before = self.fooled[rows]
-        # ">=": among equal losses (a saturated 0.0) the later iterate is the better guess.
-        better = (fooled & ~before) | ((fooled == before) & (value >= self.value[rows]))
-        chosen = rows[better]
-        self.x_adv[chosen] = x_adv[better]
-        self.fooled[chosen] = fooled[better]
-        self.value[chosen] = value[better].to(self.value.dtype)
+def _unit_l1(gradient: Tensor) -> Tensor:
+    """Each row divided by its l1 norm; a row of zeros stays."""
+    size = gradient.flatten(1).abs().sum(1).clamp(min=torch.finfo(gradient.dtype).tiny)
+    return gradient / size.view(-1, *[1] * (gradient.ndim - 1))
 
 
-# --- the loss and its gradient -----------------------------------------------------------------
-
-
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy per example, ``(n,)``."""
-    return F.cross_entropy(logits, y, reduction="none")
-
-
-def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """Largest other logit minus the logit of y, per example ``(n,)``: positive if misclassified.
-
-    Source: Carlini & Wagner (2017), the loss f6 without its floor. Unlike cross-entropy it does
-    not underflow when the logits are large.
-    """
-    others = logits.scatter(1, y[:, None], -math.inf).amax(1)
-    return others - logits.gather(1, y[:, None])[:, 0]
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cross_entropy": cross_entropy,
-    "margin": margin,
-}
-
-
-def is_fooled(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
-    """Which examples an attack has won, bool ``(n,)``. A NaN logit never counts as robust."""
-    hit = logits.argmax(1) == y
-    return (hit if targeted else ~hit) | logits.isnan().any(1)
-
-
-def _usable(values: Tensor) -> Tensor:
-    """A tensor that autograd accepts, also if it was made in inference mode."""
-    return values.clone() if values.is_inference() else values
-
-
-def _evaluate(
-    model: Model, x: Tensor, y: Tensor, objective: Callable[..., Tensor], targeted: bool
-) -> tuple[Tensor, Tensor]:
-    """Whether each example is fooled, and the loss that the attack wants to be large."""
-    logits = model(x)
-    _check_logits(logits, y)
-    value = objective(logits, y)
-    return is_fooled(logits.detach(), y, targeted), -value if targeted else value
-
-
-def _ascend(
-    model: Model, x: Tensor, y: Tensor, objective: Callable[..., Tensor], targeted: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Fooled, loss, and the gradient of the summed loss to x: each row gets its own gradient."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        fooled, value = _evaluate(model, x, y, objective, targeted)
-        if not value.requires_grad:
-            raise ValueError(
-                "model: its logits do not depend on x in a way that can be differentiated (is it "
-                "wrapped in no_grad, or does it detach its input?)"
-            )
-        # autograd.grad, not backward: no parameter gradient is computed and no .grad is touched.
-        (gradient,) = torch.autograd.grad(value.sum(), x)
-    return fooled, value.detach(), gradient
-
-
-# --- the norms: three small functions each -------------------------------------------------------
-
-
-class Ball(NamedTuple):
-    """What an attack needs to know about a norm."""
-
-    steepest: Callable[[Tensor], Tensor]  # gradient -> direction of unit norm, steepest ascent
-    uniform: Callable[[Tensor, torch.Generator | None], Tensor]  # uniform in the unit ball
-    projection: Callable[[Tensor, float, Bounds], Callable[[Tensor], Tensor]]
-    default_step: Callable[[float, int], float]  # eps, steps -> length of a step
-
-
-def given_or_fresh(generator: torch.Generator | None, x: Tensor) -> torch.Generator:
-    """The given generator, or a new one on the device of x, seeded by the operating system."""
-    if generator is None:
-        generator = torch.Generator(x.device)
-        generator.seed()
-    return generator
-
-
-def _draw(x: Tensor, kind: Callable[..., Tensor], generator: torch.Generator | None) -> Tensor:
-    generator = given_or_fresh(generator, x)
-    drawn = kind(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
-    return drawn.to(x.device)
-
-
-def _columns(values: Tensor, x: Tensor) -> Tensor:
-    """``(n,)`` reshaped to multiply ``(n, ...)`` row by row."""
-    return values.view(-1, *[1] * (x.ndim - 1))
-
-
-def _l2_norm(x: Tensor) -> Tensor:
-    """l2 norm of each row, ``(n, 1, ...)``."""
-    return _columns(x.flatten(1).norm(dim=1), x)
-
-
-def _linf_uniform(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    return _draw(x, torch.rand, generator).mul_(2).sub_(1)
-
-
-def _linf_projection(x: Tensor, eps: float, bounds: Bounds) -> Callable[[Tensor], Tensor]:
-    radius = torch.tensor(eps, dtype=x.dtype)
-    if radius.item() > eps:  # 0.3 rounds up in float32: no pixel may move by more than eps
-        radius = radius.nextafter(torch.zeros_like(radius))
-    lower, upper = x - radius, x + radius
-    lower = torch.where(x - lower > radius, lower.nextafter(x), lower)
-    upper = torch.where(upper - x > radius, upper.nextafter(x), upper)
-    if bounds is not None:
-        lower, upper = lower.clamp(min=bounds[0]), upper.clamp(max=bounds[1])
-    return lambda z: torch.clamp(z, lower, upper)
-
-
-def _l2_steepest(gradient: Tensor) -> Tensor:
-    # Scaled by its largest entry first: the norm of a tiny gradient would fall below `tiny`.
-    tiny = torch.finfo(gradient.dtype).tiny
-    largest = gradient.flatten(1).abs().amax(1) if gradient[:1].numel() else gradient.flatten(1)
-    scaled = gradient / _columns(largest.clamp(min=tiny), gradient)
-    return scaled / _l2_norm(scaled).clamp(min=tiny)
-
-
-def _l2_uniform(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    direction = _l2_steepest(_draw(x, torch.randn, generator))
-    radius = _draw(x.flatten(1)[:, 0], torch.rand, generator) ** (1 / max(x[:1].numel(), 1))
-    return direction * _columns(radius, x)
-
-
-def _l2_projection(x: Tensor, eps: float, bounds: Bounds) -> Callable[[Tensor], Tensor]:
-    """The nearest point of ball and box: ``x + clip(s * (z - x))`` for one s in (0, 1] per row."""
-    tiny = torch.finfo(x.dtype).tiny
-    if bounds is None:
-        return lambda z: x + (z - x) * (eps / _l2_norm(z - x).clamp(min=tiny)).clamp(max=1)
-    lower, upper = bounds[0] - x, bounds[1] - x
-
-    def project(z: Tensor) -> Tensor:
-        delta = z - x
-        scale = (eps / _l2_norm(delta).clamp(min=tiny)).clamp(max=1)
-        while True:
-            step = (scale * delta).clamp(lower, upper)
-            # What the box cut off may be spent on the other pixels. The set of cut pixels only
-            # grows, so this ends; each round solves for s with the present set.
-            free = step == scale * delta
-            left = eps**2 - _l2_norm(step.masked_fill(free, 0)) ** 2
-            room = _l2_norm(delta.masked_fill(~free, 0))
-            larger = (left.clamp(min=0).sqrt() / room.clamp(min=tiny)).clamp(max=1)
-            moved = larger > scale * (1 + 1e-5)
-            if not moved.any():
-                break
-            scale = torch.where(moved, larger, scale)  # a settled row must not feel the others
-        step = step * (eps / _l2_norm(step).clamp(min=tiny)).clamp(max=1)
-        return (x + step).clamp(*bounds)
-
-    return project
-
-
-NORMS: dict[str, Ball] = {
-    "linf": Ball(
-        torch.sign,
-        _linf_uniform,
-        _linf_projection,
-        lambda eps, steps: 2.5 * eps / max(steps, 1),
-    ),
-    "l2": Ball(
-        _l2_steepest,
-        _l2_uniform,
-        _l2_projection,
-        lambda eps, steps: min(10 * eps / max(steps, 1), eps),
-    ),
-}
-
-
-# --- what can be wrong with the arguments --------------------------------------------------------
-
-
-def _check(x: Tensor, y: Tensor, eps: float, norm: str, bounds: Bounds, loss: str) -> None:
-    if norm not in NORMS:
-        raise ValueError(f"norm={norm!r}: expected one of {', '.join(NORMS)}")
-    if loss not in LOSSES:
-        raise ValueError(f"loss={loss!r}: expected one of {', '.join(LOSSES)}")
-    if not (math.isfinite(eps) and eps >= 0):
-        raise ValueError(f"eps={eps}: expected a finite number >= 0, in pixel units")
-    if not x.is_floating_point() or x.ndim < 2:
-        raise TypeError(
-            f"x: expected a floating-point tensor (n, ...), got {x.dtype} of shape {tuple(x.shape)}"
-        )
-    if y.is_floating_point() or y.shape != (len(x),):
-        raise TypeError(
-            f"y: expected integer labels of shape ({len(x)},), got {y.dtype} of shape "
-            f"{tuple(y.shape)}"
-        )
-    if bounds is None or x.numel() == 0:
-        return
-    low, high = bounds
-    smallest, largest = x.min().item(), x.max().item()
-    if not low - 1e-6 <= smallest <= largest <= high + 1e-6:
-        raise ValueError(
-            f"x lies in [{smallest:.4g}, {largest:.4g}], outside bounds=({low}, {high}). Images "
-            "are expected in [0, 1], with any normalisation inside the model; pass bounds=None "
-            "for unbounded data"
-        )
-    if norm == "linf" and eps > high - low:
-        raise ValueError(
-            f"eps={eps} is larger than the whole range of bounds=({low}, {high}). eps is in pixel "
-            "units of images in [0, 1]: a budget of 8 grey levels is 8 / 255"
-        )
-
-
-def _check_pgd(steps: int, step_size: float, restarts: int, keep: str) -> None:
-    if steps < 0:
-        raise ValueError(f"steps={steps}: expected at least 0")
+def _check_pgd(
+    x: Tensor, steps: int, step_size: float, momentum: float, restarts: int,
+    start: Tensor | None, clip_start: bool, keep: str,
+) -> None:  # fmt: skip
+    check_search(steps, restarts)
     if not (math.isfinite(step_size) and step_size >= 0):
         raise ValueError(f"step_size={step_size}: expected a finite number >= 0, in pixel units")
-    if restarts < 1:
-        raise ValueError(f"restarts={restarts}: expected at least 1")
-    if keep not in ("best", "last"):
-        raise ValueError(f"keep={keep!r}: expected 'best' or 'last'")
-    if keep == "last" and restarts != 1:
-        raise ValueError(f"restarts={restarts}: keep='last' evaluates nothing, so use restarts=1")
-
-
-def _check_logits(logits: Tensor, y: Tensor) -> None:
-    if logits.ndim != 2 or len(logits) != len(y) or logits.shape[1] < 2:
-        raise ValueError(
-            f"model: expected logits of shape ({len(y)}, K >= 2), got {tuple(logits.shape)}"
-        )
-    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
-        raise ValueError(
-            f"y holds labels {int(y.min())} to {int(y.max())}, but the model has "
-            f"{logits.shape[1]} classes: expected 0 to {logits.shape[1] - 1}"
-        )
+    if not 0 <= momentum < math.inf:
+        raise ValueError(f"momentum={momentum}: expected a finite number >= 0")
+    if keep not in ("best", "first", "last"):
+        raise ValueError(f"keep={keep!r}: expected 'best', 'first' or 'last'")
+    if restarts != 1 and (keep == "last" or start is not None):
+        why = "a given start" if start is not None else "keep='last'"
+        raise ValueError(f"restarts={restarts}: with {why} there is nothing to repeat, so use 1")
+    if start is not None and start.shape != x.shape:
+        raise ValueError(f"start: expected shape {tuple(x.shape)}, got {tuple(start.shape)}")
+    if not clip_start and (keep != "last" or steps < 1):
+        raise ValueError("clip_start=False: needs keep='last' and at least one step, so that no "
+                         "point outside the bounds is returned")  # fmt: skip

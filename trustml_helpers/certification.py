@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from trustml_helpers import execution
+from trustml_helpers import execution, processes
 from trustml_helpers.audit import Audit, audit_log, vote_counts
 from trustml_helpers.execution import Execution
-from trustml_helpers.models import replace_file
+from trustml_helpers.models import fingerprint, replace_file
+from trustml_helpers.norms import keyed_generator as noise_generator
 from trustml_helpers.robustness import progress_bar
 from trustml_helpers.smoothing import ABSTAIN, SHARES, SmoothedClassifier, radii
 
@@ -130,7 +131,7 @@ def certify_dataset(
         _check_space(path, len(set(order) - done), smoothed.num_classes)
         return done, found
 
-    with execution.team() as team:
+    with processes.team() as team:
         done, found = team.first(begin)
         prepared = execution.prepare(smoothed, found, images[:0])
 
@@ -166,29 +167,6 @@ def _append(path: Path, rows: Iterable[Sequence[Any]]) -> None:
             f"{path} could not be written ({error}); the rows in it are kept: make room and start "
             "the same run again"
         ) from error
-
-
-def fingerprint(model: Any) -> str:
-    """sha256 over a network's weights and buffers; the type's name for any other callable."""
-    if not isinstance(model, nn.Module):
-        return f"callable:{getattr(model, '__qualname__', type(model).__qualname__)}"
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def noise_generator(seed: int, number: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """The noise of one image in a log: one independent stream per (seed, number of the image).
-
-    The selection samples are drawn from it first, then the estimation samples.
-
-    >>> noise_generator(0, 7).initial_seed() == noise_generator(0, 8).initial_seed()
-    False
-    """
-    state = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(state >> 1))
 
 
 def _floor(radius: float) -> float:

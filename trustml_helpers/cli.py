@@ -9,14 +9,26 @@ import warnings
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import torch
 import typer
 from torch import Tensor, nn
 
-from trustml_helpers import attacks, cli_smoothing, data, models, objectives, robustness, training
+from trustml_helpers import (
+    attack_log,
+    attacks,
+    cli_smoothing,
+    data,
+    models,
+    objectives,
+    processes,
+    robustness,
+    training,
+)
 from trustml_helpers.certification import LogError
+from trustml_helpers.cli_inputs import indices
 from trustml_helpers.cli_smoothing import (
     CheckpointArgument,
     Seed,
@@ -43,22 +55,33 @@ class ObjectiveName(StrEnum):
     standard = "standard"
     adversarial = "adversarial"
     mixed = "mixed"
+    trades = "trades"
     gaussian = "gaussian"
 
 
 class AttackName(StrEnum):
     fgsm = "fgsm"
+    fgsm_rs = "fgsm_rs"
     pgd = "pgd"
+    auto_pgd = "auto_pgd"
+    square = "square"
+    suite = "suite"
 
 
 class Norm(StrEnum):
     linf = "linf"
     l2 = "l2"
+    l1 = "l1"
 
 
 class Optimizer(StrEnum):
     adam = "adam"
     sgd = "sgd"
+
+
+class Precision(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
 
 
 class Rate(StrEnum):
@@ -85,7 +108,9 @@ def train(
     name: Annotated[str, typer.Argument(help="Name of the checkpoint to write.")],
     architecture: Annotated[str, typer.Option(help="SmallCNN or LeNet.")] = "SmallCNN",
     objective: Annotated[ObjectiveName, typer.Option()] = ObjectiveName.standard,
-    attack: Annotated[AttackName, typer.Option(help="Attack to train against.")] = AttackName.pgd,
+    attack: Annotated[
+        AttackName, typer.Option(help="Attack to train against: fgsm, fgsm_rs or pgd.")
+    ] = AttackName.pgd,
     norm: Annotated[Norm, typer.Option(help="Norm of that attack.")] = Norm.linf,
     eps: Eps = 0.3,
     steps: Steps = 10,
@@ -93,7 +118,11 @@ def train(
     eps_ramp: Annotated[
         float, typer.Option(help="Epochs over which eps grows linearly from 0.")
     ] = 0.0,
+    clip_start: Annotated[
+        bool, typer.Option(help="fgsm_rs: clip the start to [0, 1]; the published code does not.")
+    ] = False,
     clean_share: Annotated[float, typer.Option(help="Share of clean examples (mixed).")] = 0.5,
+    beta: Annotated[float, typer.Option(help="Weight of the divergence (trades).")] = 6.0,
     sigma: Annotated[float, typer.Option(help="Standard deviation of the noise (gaussian).")] = 0.5,
     epochs: Annotated[int, typer.Option()] = 5,
     batch_size: Annotated[int, typer.Option()] = 128,
@@ -107,6 +136,16 @@ def train(
         bool,
         typer.Option(help="Memory layout of the weights; faster on most CPUs, other rounding."),
     ] = False,
+    precision: Annotated[
+        Precision, typer.Option(help="bfloat16 is faster on most machines; weights stay float32.")
+    ] = Precision.float32,
+    best: Annotated[
+        bool,
+        typer.Option(
+            help="Keep the weights of the epoch with the least validation error "
+            "(under PGD, for objectives with an attack)."
+        ),
+    ] = False,
     validation: Annotated[
         int, typer.Option(help="Training images held out for validation.")
     ] = 5000,
@@ -117,46 +156,73 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Folder to write to; data/checkpoints if not given.")
     ] = None,
+    history_file: Annotated[
+        Path | None, typer.Option("--history", help="Write one row per epoch to this CSV as well.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a checkpoint of this name.")] = False,
 ) -> None:
     """Train a network on MNIST and write its checkpoint with a card.
 
     The weights are final before the test set is read: it is used once, to measure what the card
-    says.
+    says. The state after each epoch is kept in NAME.training beside it until the end; after a kill
+    the same command goes on from there. Under torchrun the minibatches are dealt to the processes.
     """
     path = (out or models.checkpoint_folder()) / f"{name}.safetensors"
     if path.exists() and not overwrite:
         raise ValueError(f"name={name!r}: {path} exists; pass --overwrite to replace it")
     if Path(name).name != name:
         raise ValueError(f"name={name!r}: expected a plain name; the folder goes into --out")
+    check_output(history_file)
     if validation < 1:
         raise ValueError(f"validation={validation}: expected at least 1 image")
     model = models.build(architecture, seed=seed)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(seed)
-    inner = _attack(attack, norm, steps, step_size, keep="last", generator=generator)
-    goal = _objective(objective, inner, eps, eps_ramp, clean_share, sigma, generator)
+    inner = _training_attack(attack, norm, steps, step_size, clip_start, generator)
+    goal = _objective(
+        objective, inner, eps, eps_ramp, clean_share, sigma,
+        partial(objectives.trades, beta=beta, norm=norm.value, steps=steps, step_size=step_size,
+                generator=generator), generator,
+    )  # fmt: skip
     train_part, held = data.train_validation_split(
         *first(data.load_mnist("train"), limit), validation, seed=seed
     )
-    history = training.fit(
-        model, train_part, goal, epochs=epochs, batch_size=batch_size, validation=held, seed=seed,
-        optimizer=_optimizer(optimizer, lr),
-        scheduler=training.triangular(lr) if rate is Rate.triangular else None,
-    )  # fmt: skip
+    attacked = objective in (ObjectiveName.adversarial, ObjectiveName.mixed, ObjectiveName.trades)
+    watched = _watched(eps, norm, seed) if attacked else {}
+    state = path.with_suffix(".training")
+    with processes.team() as team:
+        history = training.fit(
+            model, train_part, goal, epochs=epochs, batch_size=batch_size, validation=held,
+            attacks=watched, best=("error pgd" if attacked else "error") if best else None,
+            seed=seed, optimizer=_optimizer(optimizer, lr), precision=precision.value,
+            scheduler=training.triangular(lr) if rate is Rate.triangular else None,
+            checkpoint=state, generators=[generator],
+        )  # fmt: skip
+        if team.rank > 0:
+            return
+    if history_file is not None:
+        history.to_csv(history_file, index=False, float_format="%.6g")
     typer.echo(history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    kept = int(history["kept"].argmax()) if best else len(history) - 1
     about: dict[str, Any] = {
-        "objective": _describe(objective, attack, norm, eps, steps, clean_share, sigma),
+        "objective": _describe(
+            objective, attack, norm, eps, steps, clean_share, sigma, clip_start, beta
+        ),
         "data": f"MNIST train: {len(train_part[0])} images; {len(held[0])} held out (seed {seed})",
         "seed": seed,
-        "command": _command(context, leave_out=("overwrite", "out")),
+        "command": _command(context, leave_out=("overwrite", "out", "history_file")),
         "training_seconds": round(float(history["seconds"].sum())),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}",
-        "validation_accuracy": round(1 - float(history["error"].iloc[-1]), 4),
+        "validation_accuracy": round(1 - float(history["error"].iloc[kept]), 4),
     }
+    if attacked:
+        about["validation_pgd_accuracy"] = round(1 - float(history["error pgd"].iloc[kept]), 4)
+    if best:
+        about["epoch_kept"] = kept + 1
     models.save(model, path, **about)  # before testing: a kill during the test loses nothing
+    state.unlink(missing_ok=True)
     test = first(data.load_mnist("test"), limit)
     about["test_images"] = len(test[0])
     noisy = {"sigma": sigma} if objective is ObjectiveName.gaussian else {}
@@ -175,49 +241,101 @@ def attack(
     eps: Eps = 0.3,
     steps: Steps = 40,
     step_size: StepSize = None,
-    restarts: Annotated[int, typer.Option(help="Random starts of PGD, counted per image.")] = 1,
-    loss: Annotated[str, typer.Option(help="cross_entropy or margin.")] = "cross_entropy",
+    restarts: Annotated[int, typer.Option(help="Random starts, counted per image.")] = 1,
+    queries: Annotated[int, typer.Option(help="Evaluations per image of square.")] = 5000,
+    loss: Annotated[
+        str, typer.Option(help="cross_entropy, margin or dlr (fgsm, pgd, auto_pgd).")
+    ] = "cross_entropy",
     split: Annotated[Split, typer.Option()] = Split.test,
-    limit: Annotated[int | None, typer.Option(help="Attack only the first images.")] = None,
+    every: Annotated[int, typer.Option(help="Attack every so many images.")] = 1,
+    limit: Annotated[int | None, typer.Option(help="Attack only the first of them.")] = None,
     batch_size: Annotated[int, typer.Option()] = 256,
     seed: Seed = 0,
     output: Annotated[
-        Path | None, typer.Option(help="Write index, label, clean, robust per image as CSV.")
+        Path | None,
+        typer.Option(help="CSV: per image what it falls to. A run that was killed goes on."),
     ] = None,
 ) -> None:
     """Attack a network on MNIST and print its accuracy before and after.
 
-    The accuracy under an attack is an upper bound on the true robust accuracy.
+    The accuracy under an attack is an upper bound on the true robust accuracy. "suite" runs
+    Auto-PGD on two losses and Square, each on what the others left: report its worst case.
     """
     check_output(output)
     network = models.load(model)
-    x, y = first(data.load_mnist(split.value), limit)
-    generator = torch.Generator().manual_seed(seed)
-    one = partial(
-        _attack(attack, norm, steps, step_size, restarts=restarts, generator=generator, loss=loss),
-        eps=eps,
-    )
-    one(network, x[:1], y[:1])  # a wrong argument ends here, not after the clean pass
-    clean = robustness.correct(network, x, y, batch_size=batch_size)
-    generator.manual_seed(seed)
-    robust = robustness.robust_correct(network, x, y, one, batch_size=batch_size, progress=True)
-    title = f"{attack.value} {norm.value} {eps:g}"
-    for name, flags in {"clean": clean, title: robust}.items():
-        print_share(name, flags.double().mean().item(), len(x))
-    if output is not None:
-        import pandas as pd
+    x, y = data.load_mnist(split.value)
+    chosen = indices(len(x), every, limit)
+    x, y = x[chosen], y[chosen]
+    about = {
+        "model": model, "split": split.value, "attack": attack.value, "norm": norm.value,
+        "eps": eps, "steps": steps, "step_size": step_size, "restarts": restarts,
+        "queries": queries, "loss": loss,
+    }  # fmt: skip
 
-        columns = {"label": y, "clean": clean.int(), "robust": robust.int()}
-        pd.DataFrame({k: v.numpy() for k, v in columns.items()}).to_csv(output, index_label="index")
+    def make(generator: torch.Generator) -> dict[str, attacks.Attack]:
+        return _attacks(attack, norm, eps, steps, step_size, restarts, queries, loss, generator)
+
+    for one in make(torch.Generator()).values():
+        one(network, x[:1], y[:1])  # a wrong argument ends here, not after the clean pass
+    with TemporaryDirectory() as folder:
+        log = attack_log.attack_dataset(
+            network, x, y, make, output or Path(folder) / "log.csv", about=about,
+            numbers=list(chosen), batch_size=batch_size, seed=seed,
+        )  # fmt: skip
+    shares = attack_log.summary(log, list(make(torch.Generator())))
+    for name, share in shares.items():
+        print_share(name if name == "clean" else f"{name} {norm.value} {eps:g}", share, len(x))
+    if output is not None:
         typer.echo(f"wrote {output}")
 
 
-def _attack(
-    name: AttackName, norm: Norm, steps: int, step_size: float | None, **rest: Any
-) -> partial[Tensor]:
+def _attacks(
+    name: AttackName, norm: Norm, eps: float, steps: int, step_size: float | None,
+    restarts: int, queries: int, loss: str, generator: torch.Generator,
+) -> dict[str, attacks.Attack]:  # fmt: skip
+    """The attacks of one name, in the order to run them."""
+    common: dict[str, Any] = {"eps": eps, "norm": norm.value}
     if name is AttackName.fgsm:
-        return partial(attacks.fgsm, norm=norm.value, loss=rest.get("loss", "cross_entropy"))
-    return partial(attacks.pgd, norm=norm.value, steps=steps, step_size=step_size, **rest)
+        return {"FGSM": partial(attacks.fgsm, loss=loss, **common)}
+    common["generator"] = generator
+    if name is AttackName.suite:
+        return attacks.suite(steps=steps, queries=queries, **common)
+    if name is AttackName.square:
+        return {"Square": partial(attacks.square, queries=queries, **common)}
+    common |= {"steps": steps, "restarts": restarts, "loss": loss, "keep": "first"}
+    if name is AttackName.auto_pgd:
+        return {f"APGD-{steps}": partial(attacks.auto_pgd, **common)}
+    if name is AttackName.pgd:
+        return {f"PGD-{steps}": partial(attacks.pgd, step_size=step_size, **common)}
+    raise ValueError(f"attack={name.value!r} is for training; use pgd, auto_pgd or suite")
+
+
+def _training_attack(
+    name: AttackName, norm: Norm, steps: int, step_size: float | None, clip_start: bool,
+    generator: torch.Generator,
+) -> partial[Tensor]:  # fmt: skip
+    if name is AttackName.fgsm:
+        return partial(attacks.fgsm, norm=norm.value)
+    if name is AttackName.fgsm_rs:
+        if norm is not Norm.linf:
+            raise ValueError(f"norm={norm.value!r}: fgsm_rs works in linf")
+        return partial(
+            attacks.fgsm_rs, step_size=step_size, clip_start=clip_start, generator=generator
+        )
+    if name is AttackName.pgd:
+        return partial(attacks.pgd, norm=norm.value, steps=steps, step_size=step_size, keep="last",
+                       generator=generator)  # fmt: skip
+    raise ValueError(f"attack={name.value!r} is for evaluation; train with fgsm, fgsm_rs or pgd")
+
+
+def _watched(eps: float, norm: Norm, seed: int) -> dict[str, attacks.Attack]:
+    """What validation measures after each epoch; the same starts every time."""
+
+    def ten_steps(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        return attacks.pgd(model, x, y, eps, norm=norm.value, steps=10, keep="first",
+                           generator=torch.Generator().manual_seed(seed))  # fmt: skip
+
+    return {"fgsm": partial(attacks.fgsm, eps=eps, norm=norm.value), "pgd": ten_steps}
 
 
 def _objective(
@@ -227,6 +345,7 @@ def _objective(
     ramp: float,
     clean_share: float,
     sigma: float,
+    trades: partial[objectives.Objective],
     generator: torch.Generator,
 ) -> objectives.Objective | objectives.ByEpoch:
     if name is ObjectiveName.standard:
@@ -235,7 +354,10 @@ def _objective(
         return objectives.gaussian(sigma, generator=generator)
 
     def at(epoch: float) -> objectives.Objective:
-        one = partial(attack, eps=eps * min(1.0, epoch / ramp) if ramp > 0 else eps)
+        radius = eps * min(1.0, epoch / ramp) if ramp > 0 else eps
+        if name is ObjectiveName.trades:
+            return trades(radius)
+        one = partial(attack, eps=radius)
         if name is ObjectiveName.mixed:
             return objectives.mixed(one, clean_share)
         return objectives.adversarial(one)
@@ -245,13 +367,18 @@ def _objective(
 
 def _describe(
     name: ObjectiveName, attack: AttackName, norm: Norm, eps: float, steps: int,
-    clean_share: float, sigma: float,
+    clean_share: float, sigma: float, clip_start: bool, beta: float,
 ) -> str:  # fmt: skip
     if name is ObjectiveName.standard:
         return "standard cross-entropy"
     if name is ObjectiveName.gaussian:
         return f"cross-entropy under Gaussian noise, sigma {sigma:g}"
-    against = "FGSM" if attack is AttackName.fgsm else f"PGD-{steps}"
+    if name is ObjectiveName.trades:
+        return f"TRADES, beta {beta:g}, {steps} steps, {norm.value}, eps {eps:g}"
+    against = {
+        AttackName.fgsm: "FGSM",
+        AttackName.fgsm_rs: f"FGSM-RS ({'clipped' if clip_start else 'unclipped'} start)",
+    }.get(attack, f"PGD-{steps}")
     share = f", {clean_share:g} of each minibatch clean" if name is ObjectiveName.mixed else ""
     return f"{name.value} training against {against}, {norm.value}, eps {eps:g}{share}"
 

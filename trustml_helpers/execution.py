@@ -1,4 +1,4 @@
-"""How a run is executed: batch size, memory layout, dtype; a short search; several processes.
+"""How a run is executed: batch size, memory layout, dtype; a short search.
 
 None of this changes what is computed, but all of it moves logits in their last digits, so a
 certification log records it and a resumed run repeats it.
@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +21,6 @@ DTYPES = {
     "float64": torch.float64, "float32": torch.float32,
     "bfloat16": torch.bfloat16, "float16": torch.float16,
 }  # fmt: skip
-
-Result = TypeVar("Result")
 
 
 class Execution(NamedTuple):
@@ -157,58 +151,3 @@ def _votes_per_second(smoothed: SmoothedClassifier, image: Tensor, execution: Ex
         if attempt > 0:
             best = min(best, time.perf_counter() - started)
     return 2 * batch / best
-
-
-class Team:
-    """The processes that share a run; a single one unless torchrun started several."""
-
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size = rank, size
-
-    def first(self, work: Callable[[], Result]) -> Result:
-        """Let rank 0 do it; all get its result, or its error."""
-        if self.size == 1:
-            return work()
-        from torch import distributed
-
-        outcome: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                outcome[0] = work()
-            except Exception as error:  # raised again below, on every rank
-                outcome[1] = error
-        distributed.broadcast_object_list(outcome, src=0)
-        if outcome[1] is not None:
-            raise outcome[1]
-        return outcome[0]
-
-    def wait(self) -> None:
-        """Until all have come here."""
-        if self.size > 1:
-            from torch import distributed
-
-            distributed.barrier()
-
-
-@contextmanager
-def team() -> Iterator[Team]:
-    """The processes of ``torchrun --nproc-per-node=2 ...``; of an ordinary call, itself.
-
-    Uses the process group of the caller if there is one, else a gloo group of its own.
-
-    >>> with team() as alone:
-    ...     alone.rank, alone.size
-    (0, 1)
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Team()
-        return
-    from torch import distributed
-
-    own = not distributed.is_initialized()
-    if own:  # an image may take minutes, and one rank may finish long before another
-        distributed.init_process_group("gloo", timeout=timedelta(days=30))
-    yield Team(distributed.get_rank(), distributed.get_world_size())
-    # Not after an error: then torchrun ends the others, and a farewell could wait for ever.
-    if own:
-        distributed.destroy_process_group()

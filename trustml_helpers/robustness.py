@@ -86,11 +86,41 @@ def robust_correct(
     [False, True, False]
     """
     attacks = [attack] if callable(attack) else list(attack)
-    standing = correct(model, x, y, batch_size=batch_size)
-    rows = standing.nonzero()[:, 0].split(batch_size)
+    return _rounds(model, x, y, attacks, batch_size, progress) == len(attacks) + 1
+
+
+def broken_by(
+    model: Any,
+    x: Tensor,
+    y: Tensor,
+    attacks: Mapping[str, Attack],
+    *,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> list[str]:
+    """What each example falls to: ``"clean"``, the name of the first attack that fools it, or "".
+
+    Args:
+        model, x, y, batch_size, progress: as for :func:`robust_correct`.
+        attacks: by name, in the order to run them: cheap ones first save work.
+
+    >>> shift = {"shift": lambda model, x, y: x.flip(1)}
+    >>> broken_by(lambda x: x, torch.eye(3), torch.tensor([0, 1, 0]), shift)
+    ['shift', '', 'clean']
+    """
+    names = ["clean", *attacks, ""]
+    found = _rounds(model, x, y, list(attacks.values()), batch_size, progress)
+    return [names[number] for number in found.tolist()]
+
+
+def _rounds(
+    model: Any, x: Tensor, y: Tensor, attacks: list[Attack], batch_size: int, progress: bool
+) -> Tensor:
+    """Per example: 0 if wrong, k if the k-th attack is the first to fool it, else one more."""
+    found = correct(model, x, y, batch_size=batch_size) * (len(attacks) + 1)
+    rows = found.nonzero()[:, 0].split(batch_size)
     for batch in progress_bar(progress)(rows, desc="attack"):
-        for one in attacks:
-            batch = batch[standing[batch]]
+        for number, one in enumerate(attacks, start=1):
             if len(batch) == 0:
                 break
             with unchanged(model):
@@ -100,8 +130,10 @@ def robust_correct(
                     f"attack: expected x_adv of shape {tuple(x[batch].shape)}, got "
                     f"{tuple(x_adv.shape)}"
                 )
-            standing[batch] = correct(model, x_adv, y[batch], batch_size=batch_size)
-    return standing
+            stands = correct(model, x_adv, y[batch], batch_size=batch_size)
+            found[batch[~stands]] = number
+            batch = batch[stands]
+    return found
 
 
 def robust_accuracy(
@@ -182,3 +214,12 @@ def _check(x: Tensor, y: Tensor, batch_size: int) -> None:
         raise ValueError(f"x and y differ in length: {len(x)} and {len(y)}")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
+
+
+def __getattr__(name: str) -> Any:
+    """``robustness.diagnose`` lives in a room of its own, which needs this one."""
+    if name in ("diagnose", "Diagnosis", "Finding"):
+        from trustml_helpers import diagnosis
+
+        return getattr(diagnosis, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

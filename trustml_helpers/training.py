@@ -7,15 +7,17 @@ has no way in.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from trustml_helpers import objectives, robustness
+from trustml_helpers import objectives, processes, resume, robustness
 from trustml_helpers.attacks import Attack
 
 if TYPE_CHECKING:
@@ -74,13 +76,22 @@ def fit(
     epochs: int,
     validation: Data | None = None,
     attacks: Mapping[str, Attack] | None = None,
+    best: str | None = None,
     batch_size: int = 128,
     optimizer: MakeOptimizer = adam,
     scheduler: MakeScheduler | None = None,
+    precision: str = "float32",
+    checkpoint: str | Path | None = None,
+    generators: Iterable[torch.Generator] = (),
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Minimise an objective over minibatches, in place.
+
+    Under ``torchrun`` each minibatch is dealt to the processes and the gradients are added up:
+    up to rounding the same steps as in one process, for objectives that draw no noise, whose
+    minibatch loss is a mean over examples (not :func:`objectives.mixed`), and networks without
+    batch statistics; noise is drawn per process, batch statistics are those of rank 0.
 
     Args:
         model: trained in place, left in eval mode.
@@ -88,22 +99,32 @@ def fit(
         objective: ``(model, x, y) -> loss``, or :class:`objectives.ByEpoch`.
         epochs: passes over the training set.
         validation: held-out images and labels, evaluated after every epoch.
-        attacks: by name; the validation error under each is recorded as well.
+        attacks: by name; the validation error under each is recorded as well. With attacks named
+            ``"fgsm"`` and ``"pgd"``, catastrophic overfitting is recorded and warned of.
+        best: a column of the history, such as ``"error pgd"``: at the end the model gets the
+            weights of the epoch where it was smallest. If not given it keeps the last ones.
         batch_size: examples per step; the last, smaller minibatch of an epoch is used too.
         optimizer: makes the optimizer from the parameters, for example
             ``partial(torch.optim.SGD, lr=0.01, momentum=0.9)``; Adam at 1e-3 if not given.
         scheduler: makes a torch scheduler from the optimizer and the number of steps, which is
             stepped after every minibatch; :func:`triangular` is one.
+        precision: ``"float32"``, or ``"bfloat16"``: the objective, its attack included, runs
+            under torch's autocast; weights, loss and validation stay in float32.
+        checkpoint: file that holds the whole state after every epoch. If it exists, the run goes
+            on from there, exactly; with other settings it is refused.
+        generators: those that the objective draws from, to be saved and put back with the state.
         seed: order of the examples; same seed, same order. The global RNG is not used by the loop.
         progress: show a progress bar.
 
     Returns:
         One row per epoch: ``epoch, loss`` (mean over the epoch's minibatches), ``lr`` (last
-        used), ``seconds`` (training alone), and with validation ``error`` and one column
-        ``error <name>`` per attack, all in [0, 1].
+        used), ``seconds`` (training alone), with validation ``error`` and one column
+        ``error <name>`` per attack, all in [0, 1], ``overfitted`` where it can be told, and with
+        ``best`` the column ``kept``.
 
     Raises:
         ValueError: for arguments out of range, before any step.
+        CheckpointError: if the checkpoint is damaged or belongs to another run.
         FloatingPointError: if the loss is no longer finite.
 
     >>> x = torch.eye(4).repeat(16, 1)
@@ -113,37 +134,131 @@ def fit(
     """
     import pandas as pd
 
-    _check(train, validation, attacks, epochs, batch_size)
-    images, labels = train
-    order = torch.Generator().manual_seed(seed)
-    per_epoch = -(-len(images) // batch_size)
+    attacks, generators = attacks or {}, tuple(generators)
+    _check(train, validation, attacks, epochs, batch_size, best, precision)
+    order, per_epoch = torch.Generator().manual_seed(seed), -(-len(train[0]) // batch_size)
     descent = optimizer(model.parameters())
     schedule = scheduler(descent, epochs * per_epoch) if scheduler else None
-    bar = robustness.progress_bar(progress)(total=epochs * per_epoch, desc="train")
-    history = []
-    for epoch in range(epochs):
-        started, total = time.perf_counter(), 0.0
-        model.train()
-        shuffled = torch.randperm(len(images), generator=order).to(images.device)
-        for step, batch in enumerate(shuffled.split(batch_size)):
-            now = epoch + step / per_epoch
-            current = objective.at(now) if isinstance(objective, objectives.ByEpoch) else objective
-            loss = current(model, images[batch], labels[batch])
-            descent.zero_grad(set_to_none=True)
-            loss.backward()
-            total += _finite(loss.item(), epoch, step) * len(batch)
-            lr = descent.param_groups[0]["lr"]
-            descent.step()
-            if schedule:
-                schedule.step()
-            bar.update()
-        row = {"epoch": epoch + 1, "loss": total / len(images)}
-        row |= {"lr": lr, "seconds": time.perf_counter() - started}
-        history.append(row | _validate(model, validation, attacks or {}))
-        bar.set_postfix({k: f"{v:.3f}" for k, v in history[-1].items() if "error" in k})
-    bar.close()
+    history: list[dict[str, Any]] = []
+    weights: dict[str, Tensor] = {}
+    with processes.team() as team:
+        settings = {
+            "epochs": epochs, "batch_size": batch_size, "examples": len(train[0]), "seed": seed,
+            "best": best, "precision": precision, "processes": team.size,
+            "generators": len(generators), "model": resume.shapes(model),
+            "optimizer": [type(descent).__name__, str(descent.defaults)],
+        }  # fmt: skip
+        team.same([*model.parameters(), *model.buffers()])
+        for generator in generators if team.rank else ():
+            generator.manual_seed(generator.initial_seed() + 1_000_003 * team.rank)
+        path = Path(checkpoint) if checkpoint is not None else None
+        found = (
+            resume.load_state(path, model, descent, schedule, settings, team.rank) if path else None
+        )
+        if found:
+            about, weights, drawn = found
+            history = about["history"]
+            for generator, state in zip(generators, drawn, strict=True):
+                generator.set_state(state)
+        bar = robustness.progress_bar(progress and team.rank == 0)(
+            total=epochs * per_epoch, initial=len(history) * per_epoch, desc="train"
+        )
+        for epoch in range(epochs):
+            shuffled = torch.randperm(len(train[0]), generator=order).to(train[0].device)
+            if epoch < len(history):
+                continue
+            row = _one_epoch(model, train, objective, descent, schedule, precision, team, bar,
+                             epoch, shuffled.split(batch_size))  # fmt: skip
+            team.same(model.buffers())
+            row |= team.first(lambda: _validate(model, validation, attacks))
+            history.append({"epoch": epoch + 1, **row})
+            _warn_of_overfitting(history)
+            if best is not None and row[best] <= min(past[best] for past in history):
+                weights = {name: value.clone() for name, value in model.state_dict().items()}
+            bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k.startswith("error")})
+            drawn_by_rank = team.everyones(resume.states(generators))
+            if path and team.rank == 0:
+                resume.save_state(path, model, descent, schedule, weights, drawn_by_rank,
+                                  {"settings": settings, "history": history})  # fmt: skip
+        bar.close()
     model.eval()
-    return pd.DataFrame(history)
+    log = pd.DataFrame(history)
+    if best is not None:
+        model.load_state_dict(weights)
+        log["kept"] = log.index == log[best][::-1].idxmin()  # the later one of equals
+    return log
+
+
+def _one_epoch(
+    model: nn.Module, train: Data, objective: objectives.Objective | objectives.ByEpoch,
+    descent: torch.optim.Optimizer, schedule: LRScheduler | None, precision: str,
+    team: processes.Team, bar: Any, epoch: int, batches: tuple[Tensor, ...],
+) -> dict[str, Any]:  # fmt: skip
+    """All minibatches once; the mean loss, the last learning rate and the time."""
+    images, labels = train
+    started, total = time.perf_counter(), torch.zeros((), dtype=torch.float64)
+    model.train()
+    for step, batch in enumerate(batches):
+        now = epoch + step / len(batches)
+        current = objective.at(now) if isinstance(objective, objectives.ByEpoch) else objective
+        mine = batch[team.rank :: team.size]
+        descent.zero_grad(set_to_none=team.size == 1)
+        loss = torch.zeros((), device=images.device)
+        if len(mine):
+            with torch.autocast(images.device.type, torch.bfloat16, precision == "bfloat16"):
+                loss = current(model, images[mine], labels[mine]) * (len(mine) / len(batch))
+            loss.backward()
+        loss = loss.detach()
+        team.total([loss, *_gradients(model, team)])
+        total += _finite(loss.item(), epoch, step) * len(batch)
+        lr = descent.param_groups[0]["lr"]
+        descent.step()
+        if schedule:
+            schedule.step()
+        bar.update()
+    return {
+        "loss": total.item() / len(images), "lr": lr, "seconds": time.perf_counter() - started
+    }  # fmt: skip
+
+
+def _gradients(model: nn.Module, team: processes.Team) -> list[Tensor]:
+    """The gradients to be added up; those that one rank lacks (its share was empty) are zeros."""
+    trained = [p for p in model.parameters() if p.requires_grad and team.size > 1]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return [parameter.grad for parameter in trained if parameter.grad is not None]
+
+
+# Called catastrophic where FGSM training looks fine, and PGD undoes at least half of it.
+LOOKS_FINE, UNDONE = 0.5, 0.5
+
+
+def catastrophic_overfitting(fgsm_accuracy: float, pgd_accuracy: float) -> bool:
+    """Whether a network withstands one step but not several.
+
+    True where accuracy under FGSM is at least 0.5 and that under PGD less than half of it.
+    Source: the phenomenon of Wong, Rice, Kolter (2020), section 5.4; the thresholds are ours.
+
+    >>> catastrophic_overfitting(0.95, 0.10), catastrophic_overfitting(0.95, 0.92)
+    (True, False)
+    """
+    return fgsm_accuracy >= LOOKS_FINE and pgd_accuracy < UNDONE * fgsm_accuracy
+
+
+def _warn_of_overfitting(history: list[dict[str, Any]]) -> None:
+    """Fill the column ``overfitted``; warn when it begins."""
+    row = history[-1]
+    if "error fgsm" not in row or "error pgd" not in row:
+        return
+    fgsm, pgd = 1 - row["error fgsm"], 1 - row["error pgd"]
+    row["overfitted"] = catastrophic_overfitting(fgsm, pgd)
+    if row["overfitted"] and not (len(history) > 1 and history[-2]["overfitted"]):
+        warnings.warn(
+            f"catastrophic overfitting at epoch {row['epoch']}: accuracy {fgsm:.1%} under FGSM, "
+            f"{pgd:.1%} under PGD. Train against PGD, or lower step or learning rate",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _validate(model: nn.Module, held: Data | None, attacks: Mapping[str, Attack]) -> dict[str, Any]:
@@ -166,9 +281,11 @@ def _finite(loss: float, epoch: int, step: int) -> float:
 def _check(
     train: Data,
     validation: Data | None,
-    attacks: Mapping[str, Attack] | None,
+    attacks: Mapping[str, Attack],
     epochs: int,
     batch_size: int,
+    best: str | None,
+    precision: str,
 ) -> None:
     for name, part in (("train", train), ("validation", validation)):
         if part is not None and (len(part[0]) != len(part[1]) or len(part[0]) == 0):
@@ -182,3 +299,8 @@ def _check(
         raise ValueError(f"epochs={epochs}: expected at least 1")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision={precision!r}: expected 'float32' or 'bfloat16'")
+    columns = ["loss"] + (["error", *(f"error {name}" for name in attacks)] if validation else [])
+    if best is not None and best not in columns:
+        raise ValueError(f"best={best!r}: expected one of {', '.join(map(repr, columns))}")
