@@ -164,6 +164,18 @@ def test_train_keeps_the_best_epoch_and_goes_on_after_a_kill(trustml, tmp_path):
     assert not list(tmp_path.glob("*.training"))
 
 
+def test_diagnose_prints_the_checklist_and_its_verdict(trustml, monkeypatch):
+    line = "diagnose mnist_smallcnn_standard --eps 0.1 --limit 60 --steps 5 --queries 50"
+    code, out, err = trustml(line)
+    assert code == 0, err
+    assert out.splitlines()[-1] == "nothing flagged"
+    real = models.load
+    monkeypatch.setattr(models, "load", lambda name: lambda z: 1000 * real(name)(z))
+    code, out, _ = trustml(line)
+    assert code == 1
+    assert "FLAG  zero gradient" in out
+
+
 def test_attack_is_repeatable(trustml):
     line = "attack mnist_smallcnn_standard --eps 0.1 --steps 3 --restarts 2 --limit 40 --seed 1"
     state = torch.get_rng_state()

@@ -199,8 +199,8 @@ def test_pgd_cell(batch):
 def test_steepest_cell():
     w = torch.tensor([0.5, -2.0, 1.0])
     steps = defined("defines-steepest")["steepest"](w)
-    for norm in ("linf", "l2"):
-        assert torch.allclose(steps[norm], attacks.NORMS[norm].steepest(w[None])[0])
+    for norm, ball in attacks.NORMS.items():
+        assert torch.allclose(steps[norm], ball.ascend(0 * w[None], w[None], 1.0, None)[0])
     assert steps["l1"].tolist() == [0.0, -1.0, 0.0]
 
 
@@ -227,6 +227,17 @@ def test_adversarial_step_and_mixed_cells(batch):
         assert torch.allclose(a, b, atol=1e-5)
     mixed = defined("defines-mixed")["mixed_loss"](ours, *batch, attack, 0.5)
     assert torch.isclose(mixed, objectives.mixed(attack, 0.5)(ours, *batch), rtol=1e-5)
+
+
+def test_trades_cell(batch):
+    x, y = batch
+    model = models.build("SmallCNN", seed=2)
+    trades = defined("defines-trades")["trades_loss"]
+    seen = []
+    model.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0].detach()))
+    seeded = torch.Generator().manual_seed(1)
+    package = objectives.trades(0.1, 4.0, steps=3, generator=seeded)(model, x, y)
+    assert torch.isclose(trades(model, x, y, seen[-1], 4.0), package, rtol=1e-5)
 
 
 def test_neyman_pearson_cell():

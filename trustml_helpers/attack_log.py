@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from trustml_helpers.evaluation import broken_by, progress_bar
 from trustml_helpers.losses import Attack
 from trustml_helpers.models import fingerprint, replace_file
 from trustml_helpers.norms import keyed_generator
-from trustml_helpers.robustness import broken_by, progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd

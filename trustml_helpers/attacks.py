@@ -115,8 +115,9 @@ def pgd(
         model, x, y, eps, norm, bounds, targeted, loss: as for :func:`fgsm`.
         steps: number of steps of each restart.
         step_size: length of a step in pixel units, in the attack's norm. If not given,
-            ``2.5 * eps / steps`` in l-inf, enough to cross the ball, and in l2 and l1
-            ``10 * eps / steps`` (at most eps), because the steps must also turn along the sphere.
+            ``2.5 * eps / steps`` in l-inf, enough to cross the ball; ``10 * eps / steps`` (at most
+            eps) in l2, where the steps must also turn along the sphere; ``eps / 4`` in l1, where a
+            step fills a few pixels, whatever the number of steps.
         momentum: share of the last direction that is kept; each gradient is divided by its l1
             norm before it is added (Dong et al. 2018). 0 follows the gradient alone.
         restarts: independent starts; a restart attacks only what no earlier one fooled.

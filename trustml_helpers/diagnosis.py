@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from trustml_helpers.attacks import NotDifferentiable, margin, pgd, square
+from trustml_helpers.evaluation import correct, robust_correct
 from trustml_helpers.losses import Attack, Goal, check, cross_entropy
 from trustml_helpers.models import unchanged
 from trustml_helpers.norms import NORMS, Bounds, given_or_fresh
-from trustml_helpers.robustness import correct, robust_correct
 
 ZERO_SHARE = 0.1  # of examples without any gradient: more than a few dead ones
 

@@ -63,7 +63,8 @@ def auto_pgd(
         ValueError, TypeError: for arguments out of range; the message says what was expected.
 
     Source: Croce & Hein (2020), "Reliable evaluation of adversarial robustness with an ensemble of
-    diverse parameter-free attacks", algorithm 1. In l1 each step is :func:`attacks.fgsm`'s.
+    diverse parameter-free attacks", algorithm 1; the checkpoints are rounded as in the authors'
+    code. In l1 each step is :func:`attacks.fgsm`'s.
 
     >>> W = torch.tensor([[1.0, -2.0], [0.0, 0.0]])
     >>> x, y = torch.tensor([[0.5, 0.5]]), torch.tensor([0])
