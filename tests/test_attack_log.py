@@ -73,6 +73,15 @@ def test_a_killed_run_goes_on_where_it_was(case, tmp_path):
     assert sum(n == 4 for n in seen) >= 3
 
 
+def test_each_batch_has_its_own_random_numbers(case, tmp_path):
+    seeds = []
+    run(*case, lambda g: seeds.append(g.initial_seed()) or make(g), tmp_path / "a.csv")
+    assert len(set(seeds[1:])) == 5  # the first call asks for the names
+    again = []
+    run(*case, lambda g: again.append(g.initial_seed()) or make(g), tmp_path / "b.csv", seed=1)
+    assert not set(again[1:]) & set(seeds[1:])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -65,15 +65,15 @@ def digits():
 def test_auto_pgd_is_the_published_algorithm(steps):
     """A wavy loss on which every rule matters: the same largest value, row by row, though rows run
     together. (The second class can never win, so no row stops.)"""
-    g = seeded(3)
+    g = seeded(15)  # row 6: a halving after which the next checkpoint must not halve again
     a = 9 * torch.randn(6, 5, generator=g, dtype=torch.float64)
     wave = lambda z: (z @ a).sin().sum(1) + 3 * z.square().sum(1)  # noqa: E731
     model = lambda z: torch.stack([-wave(z), torch.full((len(z),), -1e3).double()], 1)  # noqa: E731
-    x, y = torch.rand(12, 6, generator=g, dtype=torch.float64), torch.zeros(12, dtype=torch.long)
+    x, y = torch.rand(40, 6, generator=g, dtype=torch.float64), torch.zeros(40, dtype=torch.long)
     found = attacks.auto_pgd(model, x, y, 0.3, steps=steps, loss="margin", generator=seeded(1))
     start = x + 0.3 * attacks.NORMS["linf"].uniform(x, seeded(1))
     expected = [literal_auto_pgd(wave, x[[k]], 0.3, start[[k]], steps) for k in range(12)]
-    assert torch.allclose(wave(found), torch.tensor(expected, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(wave(found[:12]), torch.tensor(expected).double(), atol=1e-5)
 
 
 def test_auto_pgd_halves_its_step_where_the_loss_oscillates():
