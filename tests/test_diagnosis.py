@@ -62,7 +62,8 @@ def test_other_norms(digits, norm, eps):
 
 MASKED = {
     "saturated logits": (
-        Wrapped(after=lambda z: 1000 * z), {"zero gradient", "other loss", "growing eps", "gradient-free attack"}
+        Wrapped(after=lambda z: 1000 * z),
+        {"zero gradient", "other loss", "growing eps", "gradient-free attack"},
     ),
     "quantised input": (
         Wrapped(before=lambda z: (4 * z).round() / 4), {"zero gradient", "gradient-free attack"}
