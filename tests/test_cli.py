@@ -22,6 +22,7 @@ from trustml_helpers import (
     models,
     robustness,
     smoothing,
+    training,
 )
 
 
@@ -146,7 +147,7 @@ def test_other_attacks(trustml, options):
     assert out.count("of 10 images") == 2
 
 
-def test_train_keeps_the_best_epoch_and_goes_on_after_a_kill(trustml, tmp_path):
+def test_train_keeps_the_best_epoch(trustml, tmp_path):
     line = (
         "train {} --objective trades --eps 0.05 --steps 2 --beta 1 --epochs 3 --batch-size 50 "
         "--limit 400 --validation 100 --best --precision bfloat16 --out {} --history {}"
@@ -162,6 +163,29 @@ def test_train_keeps_the_best_epoch_and_goes_on_after_a_kill(trustml, tmp_path):
     assert "--best" in card["command"]
     assert "--history" not in card["command"]
     assert not list(tmp_path.glob("*.training"))
+
+
+def test_a_killed_train_goes_on_by_the_same_command_and_refuses_another(
+    trustml, tmp_path, monkeypatch
+):
+    line = (
+        "train {} --objective adversarial --attack fgsm --eps {} --epochs 2 --limit 300 "
+        "--validation 100 --no-test --out " + str(tmp_path)
+    )
+    with monkeypatch.context() as context:
+        context.setattr(models, "save", lambda *_, **__: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            trustml(line.format("net", 0.1))
+    assert (tmp_path / "net.training").exists()
+    code, _, err = trustml(line.format("net", 0.2))
+    assert code == 2
+    assert "belongs to another run" in err
+    assert "--eps 0.2" in err
+    with monkeypatch.context() as context:
+        context.setattr(training, "_one_epoch", lambda *_: pytest.fail("trained again"))
+        code, _, err = trustml(line.format("net", 0.1))
+    assert code == 0, err
+    assert not (tmp_path / "net.training").exists()
 
 
 def test_diagnose_prints_the_checklist_and_its_verdict(trustml, monkeypatch):

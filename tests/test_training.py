@@ -280,7 +280,8 @@ def test_a_state_of_another_run_or_a_damaged_one_is_refused(blobs, tmp_path):
     run = partial(quiet, epochs=1, checkpoint=path)
     run(linear(), blobs)
     whole = path.read_bytes()
-    for change in ({"seed": 1}, {"batch_size": 5}, {"epochs": 2}, {"precision": "bfloat16"},
+    for change in ({"about": "eps 0.2"}, {"seed": 1}, {"batch_size": 5},
+                   {"epochs": 2}, {"precision": "bfloat16"},
                    {"optimizer": partial(torch.optim.Adam, lr=0.5)}):  # fmt: skip
         with pytest.raises(models.CheckpointError, match=next(iter(change))):
             run(linear(), blobs, **change)

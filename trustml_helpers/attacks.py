@@ -32,7 +32,7 @@ from trustml_helpers.losses import (
     usable,
 )
 from trustml_helpers.models import unchanged
-from trustml_helpers.norms import NORMS, Bounds, draw, given_or_fresh
+from trustml_helpers.norms import NORMS, Bounds, columns, draw, given_or_fresh
 from trustml_helpers.strong_attacks import auto_pgd, square, suite
 
 __all__ = [
@@ -294,8 +294,8 @@ def sign_noise(
 
 def _unit_l1(gradient: Tensor) -> Tensor:
     """Each row divided by its l1 norm; a row of zeros stays."""
-    size = gradient.flatten(1).abs().sum(1).clamp(min=torch.finfo(gradient.dtype).tiny)
-    return gradient / size.view(-1, *[1] * (gradient.ndim - 1))
+    size = NORMS["l1"].size(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
+    return gradient / columns(size, gradient)
 
 
 def _check_pgd(

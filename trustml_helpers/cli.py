@@ -197,13 +197,14 @@ def train(
     attacked = objective in (ObjectiveName.adversarial, ObjectiveName.mixed, ObjectiveName.trades)
     watched = _watched(eps, norm, seed) if attacked else {}
     state = path.with_suffix(".training")
+    command = _command(context, leave_out=("overwrite", "out", "history_file", "test"))
     with processes.team() as team:
         history = training.fit(
             model, train_part, goal, epochs=epochs, batch_size=batch_size, validation=held,
             attacks=watched, best=("error pgd" if attacked else "error") if best else None,
             seed=seed, optimizer=_optimizer(optimizer, lr), precision=precision.value,
             scheduler=training.triangular(lr) if rate is Rate.triangular else None,
-            checkpoint=state, generators=[generator],
+            checkpoint=state, generators=[generator], about=command,
         )  # fmt: skip
         if team.rank > 0:
             return
@@ -217,7 +218,7 @@ def train(
         ),
         "data": f"MNIST train: {len(train_part[0])} images; {len(held[0])} held out (seed {seed})",
         "seed": seed,
-        "command": _command(context, leave_out=("overwrite", "out", "history_file", "test")),
+        "command": command,
         "training_seconds": round(float(history["seconds"].sum())),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}",
@@ -283,7 +284,7 @@ def attack(
         return _attacks(attack, norm, eps, steps, step_size, restarts, queries, loss, generator)
 
     for one in make(torch.Generator()).values():
-        one(network, x[:1], y[:1])  # a wrong argument ends here, not after the clean pass
+        one(network, x[:0], y[:0])  # a wrong argument ends here, before any work
     with TemporaryDirectory() as folder:
         log = attack_log.attack_dataset(
             network, x, y, make, output or Path(folder) / "log.csv", about=about,

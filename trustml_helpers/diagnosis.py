@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from trustml_helpers.attacks import NotDifferentiable, margin, pgd, square
-from trustml_helpers.evaluation import correct, robust_correct
+from trustml_helpers.evaluation import robust_correct
 from trustml_helpers.losses import Attack, Goal, check, cross_entropy
 from trustml_helpers.models import unchanged
-from trustml_helpers.norms import NORMS, Bounds, given_or_fresh
+from trustml_helpers.norms import Bounds, given_or_fresh
 
 ZERO_SHARE = 0.1  # of examples without any gradient: more than a few dead ones
 
@@ -234,17 +234,10 @@ def _searches(
     generator: torch.Generator,
 ) -> Iterator[Finding]:  # fmt: skip
     """Attacks without gradient; whatever they find, a gradient attack should have found."""
-    ball, draws = NORMS[norm], max(queries // 10, 1)
-
-    def noise(model: Any, x: Tensor, y: Tensor) -> Tensor:
-        project, found = ball.projection(x, eps, bounds), x.clone()
-        for _ in range(draws):
-            tried = project(x + eps * ball.uniform(x, generator))
-            fooled = ~correct(model, tried, y, batch_size=evidence.batch_size)
-            found[fooled] = tried[fooled]
-        return found
-
-    blind = partial(square, eps=eps, norm=norm, bounds=bounds, queries=queries, generator=generator)
+    draws = max(queries // 10, 1)
+    threat: dict[str, Any] = {"eps": eps, "norm": norm, "bounds": bounds, "generator": generator}
+    noise = partial(pgd, steps=0, restarts=draws, keep="first", **threat)
+    blind = partial(square, queries=queries, **threat)
     for name, attack, what in (
         ("random noise", noise, f"{draws} random points of the ball"),
         ("gradient-free attack", blind, f"{queries} queries of Square"),

@@ -195,20 +195,22 @@ def check(
             f"y: expected integer labels of shape ({len(x)},), got {y.dtype} of shape "
             f"{tuple(y.shape)}"
         )
-    if bounds is None or x.numel() == 0:
+    if bounds is None:
         return
     low, high = bounds
+    if norm == "linf" and eps > high - low:
+        raise ValueError(
+            f"eps={eps} is larger than the whole range of bounds=({low}, {high}). eps is in pixel "
+            "units of images in [0, 1]: a budget of 8 grey levels is 8 / 255"
+        )
+    if x.numel() == 0:
+        return
     smallest, largest = x.min().item(), x.max().item()
     if not low - 1e-6 <= smallest <= largest <= high + 1e-6:
         raise ValueError(
             f"x lies in [{smallest:.4g}, {largest:.4g}], outside bounds=({low}, {high}). Images "
             "are expected in [0, 1], with any normalisation inside the model; pass bounds=None "
             "for unbounded data"
-        )
-    if norm == "linf" and eps > high - low:
-        raise ValueError(
-            f"eps={eps} is larger than the whole range of bounds=({low}, {high}). eps is in pixel "
-            "units of images in [0, 1]: a budget of 8 grey levels is 8 / 255"
         )
 
 

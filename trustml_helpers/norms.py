@@ -57,10 +57,6 @@ def columns(values: Tensor, x: Tensor) -> Tensor:
     return values.view(-1, *[1] * (x.ndim - 1))
 
 
-def _sum(x: Tensor) -> Tensor:
-    return x.flatten(1).sum(1)
-
-
 def _clamp(x: Tensor, bounds: Bounds) -> Tensor:
     return x if bounds is None else x.clamp(*bounds)
 
@@ -164,7 +160,7 @@ def _l1_uniform(x: Tensor, generator: torch.Generator | None) -> Tensor:
     signs = draw(x, torch.rand, generator).sub_(0.5).sign_()
     parts = -draw(x, torch.rand, generator).clamp_(min=tiny).log()
     last = -draw(x.flatten(1)[:, 0], torch.rand, generator).clamp_(min=tiny).log()
-    return signs * parts / columns(_sum(parts) + last, x)
+    return signs * parts / columns(parts.flatten(1).sum(1) + last, x)
 
 
 def _l1_ascend(x: Tensor, gradient: Tensor, length: float | Tensor, bounds: Bounds) -> Tensor:

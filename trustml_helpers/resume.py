@@ -37,8 +37,8 @@ def save_state(
 
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
-    for rank, states in enumerate(generators):
-        tensors |= {f"generator.{rank}.{i}": state for i, state in enumerate(states)}
+    for rank, drawn in enumerate(generators):
+        tensors |= {f"generator.{rank}.{i}": state for i, state in enumerate(drawn)}
     moments = optimizer.state_dict()
     plain: dict[str, dict[str, Any]] = {}
     for number, entries in moments["state"].items():
@@ -120,8 +120,8 @@ def load_state(
     optimizer.load_state_dict({"state": moments, "param_groups": rest["groups"]})
     if scheduler is not None:
         scheduler.load_state_dict(rest["scheduler"])
-    states = part(f"generator.{rank}.")
-    return about, part("best."), [states[str(i)] for i in range(len(states))]
+    drawn = part(f"generator.{rank}.")
+    return about, part("best."), [drawn[str(i)] for i in range(len(drawn))]
 
 
 def shapes(model: nn.Module) -> list[list[int]]:

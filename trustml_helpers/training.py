@@ -83,6 +83,7 @@ def fit(
     precision: str = "float32",
     checkpoint: str | Path | None = None,
     generators: Iterable[torch.Generator] = (),
+    about: str = "",
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -113,6 +114,8 @@ def fit(
         checkpoint: file that holds the whole state after every epoch. If it exists, the run goes
             on from there, exactly; with other settings it is refused.
         generators: those that the objective draws from, to be saved and put back with the state.
+        about: the objective and all else that the loop cannot see, in words; a checkpoint of a
+            run that was about something else is refused.
         seed: order of the examples; same seed, same order. The global RNG is not used by the loop.
         progress: show a progress bar.
 
@@ -143,8 +146,9 @@ def fit(
     weights: dict[str, Tensor] = {}
     with processes.team() as team:
         settings = {
-            "epochs": epochs, "batch_size": batch_size, "examples": len(train[0]), "seed": seed,
-            "best": best, "precision": precision, "processes": team.size,
+            "about": about, "epochs": epochs, "batch_size": batch_size,
+            "examples": len(train[0]), "seed": seed, "best": best, "precision": precision,
+            "processes": team.size,
             "generators": len(generators), "model": resume.shapes(model),
             "optimizer": [type(descent).__name__, str(descent.defaults)],
         }  # fmt: skip
@@ -156,8 +160,8 @@ def fit(
             resume.load_state(path, model, descent, schedule, settings, team.rank) if path else None
         )
         if found:
-            about, weights, drawn = found
-            history = about["history"]
+            recorded, weights, drawn = found
+            history = recorded["history"]
             for generator, state in zip(generators, drawn, strict=True):
                 generator.set_state(state)
         bar = robustness.progress_bar(progress and team.rank == 0)(
