@@ -20,6 +20,7 @@ _MODULES = (
     "attacks",
     "bounds",
     "certification",
+    "checks",
     "data",
     "execution",
     "figures",

@@ -1,0 +1,657 @@
+"""Answers to the homework that students might give: right ones in several styles, wrong ones.
+
+``RIGHT[task]`` is a list of functions; ``WRONG[task]`` maps a part of the message that must come
+to the function that must get it. Each is written as a student would, without the package.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import optimize, stats
+from scipy.stats import beta, binomtest, norm
+
+
+def grad(model, x, y):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(F.cross_entropy(model(x), y), x)[0]
+
+
+# --- 1 linear attack ------------------------------------------------------------------------------
+
+
+def linear(w, b, x, y, eps, norm):
+    step = w.sign() if norm == "linf" else w / w.norm()
+    return x - eps * y[:, None] * step
+
+
+def linear_loop(w, b, x, y, eps, norm):
+    out = []
+    for row, label in zip(x.double().numpy(), y.double().numpy(), strict=True):
+        v = w.double().numpy()
+        # where a weight is 0 the pixel may go anywhere
+        step = np.where(v >= 0, 1, -1) if norm == "linf" else v / np.sqrt((v**2).sum())
+        out.append(row - eps * label * step)
+    return np.array(out)
+
+
+def linear_by_gradient(w, b, x, y, eps, norm):
+    delta = torch.zeros_like(x, requires_grad=True)
+    (y * ((x + delta) @ w + b)).sum().backward()
+    g = delta.grad
+    if norm == "linf":
+        return x - eps * torch.sign(g)
+    return x - eps * g / g.norm(dim=1, keepdim=True)
+
+
+# --- 2 FGSM ---------------------------------------------------------------------------------------
+
+
+def fgsm(model, x, y, eps):
+    return (x + eps * grad(model, x, y).sign()).clamp(0, 1)
+
+
+def fgsm_loop(model, x, y, eps):
+    rows = []
+    for image, label in zip(x, y, strict=True):
+        image = image[None].detach().clone()
+        image.requires_grad = True
+        torch.nn.CrossEntropyLoss()(model(image), label[None]).backward()
+        with torch.no_grad():
+            rows.append(torch.clip(image + eps * torch.sign(image.grad), min=0, max=1))
+    return torch.cat(rows)
+
+
+def fgsm_in_train_mode(model, x, y, eps):
+    model.train()
+    return fgsm(model, x, y, eps)
+
+
+def fgsm_in_place(model, x, y, eps):
+    x += eps * grad(model, x, y).sign()
+    return x.clamp_(0, 1)
+
+
+def fgsm_from_the_package(model, x, y, eps):
+    from trustml_helpers import attacks
+
+    return attacks.fgsm(model, x, y, eps)
+
+
+# --- 3 PGD ----------------------------------------------------------------------------------------
+
+
+def lengths(delta):
+    return delta.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+
+
+def pgd(model, x, y, eps, step_size, steps, start, norm, fault=""):
+    z = (x + start).clamp(0, 1)
+    for _ in range(steps):
+        g = grad(model, z, y)
+        if fault == "batch":
+            step = g / g.norm() if norm == "l2" else g.sign()
+        else:
+            step = g.sign() if norm == "linf" else g / lengths(g)
+        delta = z + (-step_size if fault == "down" else step_size) * step - x
+        if fault != "project":
+            small = (eps / lengths(delta)).clamp(max=1)
+            delta = delta.clamp(-eps, eps) if norm == "linf" else delta * small
+        z = (x + delta).clamp(0, 1)
+    return z
+
+
+def pgd_box_first(model, x, y, eps, step_size, steps, start, norm):
+    """Another valid order: the box first, then the ball, which keeps the point in the box."""
+    delta = (x + start).clamp(0, 1) - x
+    for _ in range(steps):
+        delta = delta.detach().requires_grad_()
+        F.cross_entropy(model(x + delta), y, reduction="sum").backward()
+        with torch.no_grad():
+            g = delta.grad
+            step = g.sign() if norm == "linf" else g / lengths(g)
+            delta = (x + delta + step_size * step).clamp(0, 1) - x
+            small = (eps / lengths(delta)).clamp(max=1)
+            delta = delta.clamp(-eps, eps) if norm == "linf" else delta * small
+    return (x + delta).clamp(0, 1)
+
+
+def pgd_loop(model, x, y, eps, step_size, steps, start, norm):
+    return torch.cat([
+        pgd(model, x[i : i + 1], y[i : i + 1], eps, step_size, steps, start[i : i + 1], norm)
+        for i in range(len(x))
+    ])  # fmt: skip
+
+
+def pgd_accumulating(model, x, y, eps, step_size, steps, start, norm):
+    z, total = (x + start).clamp(0, 1), 0
+    for _ in range(steps):
+        total = total + grad(model, z, y)
+        step = total.sign() if norm == "linf" else total / lengths(total)
+        delta = z + step_size * step - x
+        small = (eps / lengths(delta)).clamp(max=1)
+        z = (x + (delta.clamp(-eps, eps) if norm == "linf" else delta * small)).clamp(0, 1)
+    return z
+
+
+def pgd_with(fault):
+    return lambda *given: pgd(*given, fault=fault)
+
+
+def pgd_without_start(model, x, y, eps, step_size, steps, start, norm):
+    return pgd(model, x, y, eps, step_size, steps, 0 * start, norm)
+
+
+def pgd_short(model, x, y, eps, step_size, steps, start, norm):
+    return pgd(model, x, y, eps, step_size, steps - 1, start, norm)
+
+
+def pgd_255(model, x, y, eps, step_size, steps, start, norm):
+    return x + 255 * eps * grad(model, x, y).sign()
+
+
+# --- 4 training step ------------------------------------------------------------------------------
+
+
+def step(model, optimizer, x, y, attack):
+    x_adv = attack(model, x, y).detach()
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(x_adv), y)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def step_by_hand(model, optimizer, x, y, attack):
+    x_adv = attack(model, x, y)
+    logits = model(x_adv)
+    loss = -logits.log_softmax(1)[torch.arange(len(y)), y].mean()
+    parameters = list(model.parameters())
+    for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        p.grad = g
+    optimizer.step()
+    return loss
+
+
+def step_clean(model, optimizer, x, y, attack):
+    attack(model, x, y)
+    return step(model, optimizer, x, y, lambda m, x, y: x)
+
+
+def step_without_zero(model, optimizer, x, y, attack):
+    loss = F.cross_entropy(model(attack(model, x, y).detach()), y)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def step_zero_too_early(model, optimizer, x, y, attack):
+    optimizer.zero_grad()
+    return step_without_zero(model, optimizer, x, y, attack)
+
+
+def step_uphill(model, optimizer, x, y, attack):
+    x_adv = attack(model, x, y).detach()
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(x_adv), y)
+    (-loss).backward()
+    optimizer.step()
+    return loss.item()
+
+
+def step_sum(model, optimizer, x, y, attack):
+    x_adv = attack(model, x, y).detach()
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(x_adv), y, reduction="sum")
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def step_in_train_mode(model, optimizer, x, y, attack):
+    model.train()
+    return step(model, optimizer, x, y, attack)
+
+
+# --- 5 Danskin ------------------------------------------------------------------------------------
+
+
+def central(f, w, h):
+    g = torch.zeros_like(w)
+    for i in range(len(w)):
+        up, down = w.clone(), w.clone()
+        up[i] += h
+        down[i] -= h
+        g[i] = (f(up) - f(down)) / (2 * h)
+    return g
+
+
+def central_rows(f, w, h):
+    return np.array([
+        float(f(w + e) - f(w - e)) / (2 * h) for e in h * torch.eye(len(w), dtype=w.dtype)
+    ])  # fmt: skip
+
+
+def forward_difference(f, w, h):
+    return torch.stack([(f(w + e) - f(w)) / h for e in h * torch.eye(len(w), dtype=w.dtype)])
+
+
+def half_difference(f, w, h):
+    return 2 * central(f, w, h)
+
+
+def central_in_place(f, w, h):
+    g = torch.zeros_like(w)
+    for i in range(len(w)):
+        w[i] += h
+        up = f(w)
+        w[i] -= 2 * h
+        g[i] = (up - f(w)) / (2 * h)
+    return g
+
+
+def danskin(w, b, x, y, eps):
+    z = x - eps * y[:, None] * w.sign()
+    w = w.clone().requires_grad_()
+    loss = F.softplus(-y * (z @ w + b)).mean()
+    return torch.autograd.grad(loss, w)[0]
+
+
+def danskin_formula(w, b, x, y, eps):
+    total = torch.zeros_like(w)
+    for row, label in zip(x, y, strict=True):
+        z = row - eps * label * torch.sign(w)
+        total -= label * torch.sigmoid(-label * (z @ w + b)) * z
+    return total / len(x)
+
+
+def danskin_closed(w, b, x, y, eps):
+    """Not Danskin's way, but right: differentiate the closed form."""
+    w = w.clone().requires_grad_()
+    F.softplus(-y * (x @ w + b) + eps * w.abs().sum()).mean().backward()
+    return w.grad
+
+
+# --- 6 to 11 --------------------------------------------------------------------------------------
+
+
+def bound(k, n, alpha):
+    return beta.ppf(alpha, k, n - k + 1) if k > 0 else 0.0
+
+
+def bound_by_search(k, n, alpha):
+    if k == 0:
+        return 0.0
+    return optimize.brentq(lambda p: stats.binom.sf(k - 1, n, p) - alpha, 0, 1, xtol=1e-12)
+
+
+def bound_by_scipy(k, n, alpha):
+    low = binomtest(int(k), int(n), alternative="greater").proportion_ci(1 - alpha, "exact").low
+    return torch.tensor(low, dtype=torch.float64)
+
+
+def sample(model, x, sigma, n, batch_size, num_classes, generator):
+    counts = torch.zeros(num_classes, dtype=torch.int64)
+    with torch.no_grad():
+        while n > 0:
+            m = min(n, batch_size)
+            noisy = x + sigma * torch.randn(m, *x.shape, generator=generator)
+            counts += torch.bincount(model(noisy).argmax(1), minlength=num_classes)
+            n -= m
+    return counts
+
+
+def sample_one_by_one(model, x, sigma, n, batch_size, num_classes, generator):
+    counts = [0] * num_classes
+    for _ in range(n):
+        noise = torch.normal(0.0, sigma, x.shape, generator=generator)
+        counts[int(model((x + noise)[None]).softmax(1).argmax())] += 1
+    return np.array(counts)
+
+
+def sample_with(noise=None, clip=False, whole=False, generator_used=True, seeded=False):
+    """A sampler with one mistake."""
+
+    def answer(model, x, sigma, n, batch_size, num_classes, generator):
+        counts = torch.zeros(num_classes, dtype=torch.int64)
+        for begin in range(0, n, n if whole else batch_size):
+            m = n if whole else min(batch_size, n - begin)
+            if seeded:
+                generator = torch.Generator().manual_seed(0)
+            g = generator if generator_used else None
+            draw = noise or (lambda m, x, sigma, g: sigma * torch.randn(m, *x.shape, generator=g))
+            noisy = x + draw(m, x, sigma, g)
+            counts += torch.bincount(
+                model(noisy.clamp(0, 1) if clip else noisy).argmax(1), minlength=num_classes
+            )
+        return counts
+
+    return answer
+
+
+def predict(counts, alpha):
+    (a, b), (top, _) = counts.topk(2)
+    return int(top) if binomtest(int(a), int(a + b), 0.5).pvalue <= alpha else -1
+
+
+def predict_sorted(counts, alpha):
+    order = np.argsort(-np.asarray(counts), kind="stable")
+    a, b = (int(np.asarray(counts)[i]) for i in order[:2])
+    p = min(1.0, 2 * stats.binom.sf(a - 1, a + b, 0.5))
+    return torch.tensor(order[0]) if p <= alpha else torch.tensor(-1)
+
+
+def predict_with(rule):
+    def answer(counts, alpha):
+        (a, b), (top, _) = counts.topk(2)
+        return int(top) if rule(int(a), int(b), int(counts.sum()), alpha) else -1
+
+    return answer
+
+
+def predict_in_place(counts, alpha):
+    top = int(counts.argmax())
+    a = int(counts[top])
+    counts[top] = 0
+    return top if binomtest(a, a + int(counts.max()), 0.5).pvalue <= alpha else -1
+
+
+def certify(sample, n0, n, alpha, sigma):
+    guess = int(sample(n0).argmax())
+    p = bound(int(sample(n)[guess]), n, alpha)
+    return (guess, sigma * norm.ppf(p)) if p > 0.5 else (-1, 0.0)
+
+
+def certify_numpy(sample, n0, n, alpha, sigma):
+    first, second = np.asarray(sample(n0)), np.asarray(sample(n))
+    guess = first.argmax()
+    p = bound_by_search(second[guess], n, alpha)
+    if p <= 0.5:
+        return [torch.tensor(-1), torch.tensor(0.0)]
+    return [
+        guess,
+        torch.tensor(math.sqrt(2) * torch.erfinv(torch.tensor(2 * p - 1).double()) * sigma),
+    ]
+
+
+def certify_with(**mistake):
+    """CERTIFY with one step replaced."""
+    find = mistake.get("bound", bound)
+    radius = mistake.get("radius", lambda p, sigma: sigma * norm.ppf(p))
+    threshold = mistake.get("threshold", 0.5)
+
+    def answer(sample, n0, n, alpha, sigma):
+        first = sample(n0)
+        second = first if mistake.get("reuse") else sample(n)
+        n = n0 if mistake.get("reuse") else n
+        guess = int((second if mistake.get("select_second") else first).argmax())
+        if mistake.get("add"):
+            second, n = first + second, n0 + n
+        p = find(int(second[guess]), n, alpha)
+        return (guess, radius(p, sigma)) if p > threshold else (-1, 0.0)
+
+    return answer
+
+
+def two_class(p_a, p_b, sigma):
+    return max(0.0, sigma / 2 * (norm.ppf(p_a) - norm.ppf(p_b)))
+
+
+def two_class_torch(p_a, p_b, sigma):
+    if p_a <= p_b:
+        return 0
+    z = torch.special.ndtri(torch.tensor([p_a, p_b], dtype=torch.float64))
+    return sigma * (z[0] - z[1]) / 2
+
+
+def share(label, prediction, radius, r):
+    return ((prediction == label) & (radius >= r)).mean()
+
+
+def share_loop(label, prediction, radius, r):
+    rows = zip(label, prediction, radius, strict=True)
+    return sum(1 for c, p, s in rows if c == p and s >= r) / len(label)
+
+
+def acr(label, prediction, radius):
+    return np.where(prediction == label, radius, 0).mean()
+
+
+def acr_loop(label, prediction, radius):
+    return sum(s for c, p, s in zip(label, prediction, radius, strict=True) if c == p) / len(label)
+
+
+def read():
+    return 0.5, 1.0, 0.79, 0.80, 0.9537
+
+
+# --- 12 the open task -----------------------------------------------------------------------------
+
+
+def climb(loss_gradient, x, eps, steps=40):
+    z = x.clone()
+    for k in range(steps):
+        moved = z + eps / 4 * (1 - k / steps) * loss_gradient(z).sign()
+        z = (x + (moved - x).clamp(-eps, eps)).clamp(0, 1)
+    return z
+
+
+def through_the_network(defense, x, y, eps, keep_rounding=True):
+    """The margin of the network behind, over all moves of the picture; rounding seen through."""
+    moves = [(i, j) for i in range(-2, 3) for j in range(-2, 3)]
+    moves = moves if defense.kind == "restless" else [(0, 0)]
+
+    def gradient(z):
+        z = z.clone().requires_grad_()
+        seen = z
+        if keep_rounding and defense.kind != "steep":
+            seen = z + ((16 * z).round() / 16 - z).detach()
+        loss = 0
+        for move in moves:
+            logits = defense.network(seen.roll(move, (2, 3)))
+            others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+            loss = loss + (others - logits.gather(1, y[:, None])[:, 0]).clamp(max=1).sum()
+        return torch.autograd.grad(loss, z)[0]
+
+    return climb(gradient, x, eps)
+
+
+def plain_pgd(defense, x, y, eps):
+    def gradient(z):
+        z = z.clone().requires_grad_()
+        return torch.autograd.grad(F.cross_entropy(defense(z), y), z)[0]
+
+    return climb(gradient, x, eps)
+
+
+def with_the_package(defense, x, y, eps):
+    from trustml_helpers import attacks
+
+    return attacks.pgd(
+        defense.network, x, y, eps, steps=30, loss=attacks.margin,
+        generator=torch.Generator().manual_seed(0), keep="last",
+    )  # fmt: skip
+
+
+def too_curious(defense, x, y, eps):
+    with torch.no_grad():
+        for _ in range(1001):
+            defense(x)
+    return x
+
+
+RIGHT = {
+    "linear_attack": [linear, linear_loop, linear_by_gradient],
+    "fgsm": [fgsm, fgsm_loop],
+    "pgd": [pgd, pgd_loop, pgd_box_first],
+    "adversarial_step": [step, step_by_hand],
+    "numerical_gradient": [central, central_rows],
+    "danskin_gradient": [danskin, danskin_formula, danskin_closed],
+    "lower_conf_bound": [bound, bound_by_search, bound_by_scipy],
+    "sample_under_noise": [sample, sample_one_by_one],
+    "predict": [predict, predict_sorted],
+    "certify": [certify, certify_numpy],
+    "two_class_radius": [two_class, two_class_torch],
+    "certified_accuracy": [share, share_loop],
+    "average_certified_radius": [acr, acr_loop],
+    "reading": [read, lambda: [0.5, 1, 0.8, 0.8, 0.95]],
+    "break_masked": [through_the_network],
+}
+
+WRONG = {
+    "linear_attack": {
+        "goes the wrong way": lambda w, b, x, y, eps, norm: 2 * x - linear(w, b, x, y, eps, norm),
+        "the label is missing": lambda w, b, x, y, eps, norm: linear(w, b, x, 0 * y + 1, eps, norm),
+        "the step of the other norm": lambda w, b, x, y, eps, norm: linear(
+            w, b, x, y, eps, "l2" if norm == "linf" else "linf"
+        ),
+        "do not divide it by 255": lambda w, b, x, y, eps, norm: linear(
+            w, b, x, y, eps / 255, norm
+        ),
+        "units of 0 to 255": lambda w, b, x, y, eps, norm: linear(w, b, x, y, 255 * eps, norm),
+        "the margin y (w.x + b) falls by": lambda w, b, x, y, eps, norm: linear(
+            w, b, x, y, eps / 2, norm
+        ),
+        "returns shape (7,)": lambda w, b, x, y, eps, norm: linear(w, b, x, y, eps, norm)[0],
+    },
+    "fgsm": {
+        "goes the wrong way": lambda m, x, y, e: (x - e * grad(m, x, y).sign()).clamp(0, 1),
+        "pixels leave [0, 1]": lambda m, x, y, e: x + e * grad(m, x, y).sign(),
+        "units of 0 to 255": lambda m, x, y, e: fgsm(m, x, y, 255 * e),
+        "do not divide it by 255": lambda m, x, y, e: fgsm(m, x, y, e / 255),
+        "adds the mean loss's gradient": lambda m, x, y, e: (x + e * grad(m, x, y)).clamp(0, 1),
+        "over the whole batch": lambda m, x, y, e: (
+            x + e * grad(m, x, y) / grad(m, x, y).norm()
+        ).clamp(0, 1),
+        "train mode": fgsm_in_train_mode,
+        "in place": fgsm_in_place,
+        "calls trustml_helpers.attacks.fgsm": fgsm_from_the_package,
+        "not written yet": lambda m, x, y, e: (_ for _ in ()).throw(NotImplementedError()),
+        "returns None": lambda m, x, y, e: None,
+        "RuntimeError": lambda m, x, y, e: x.view(7) + 1,
+    },
+    "pgd": {
+        "goes the wrong way": pgd_with("down"),
+        "does not project onto the ball": pgd_with("project"),
+        "each image has its own norm": pgd_with("batch"),
+        "adds up the gradients": pgd_accumulating,
+        "ignores start": pgd_without_start,
+        "one step too few": pgd_short,
+        "units of 0 to 255": pgd_255,
+        "the loss rises": lambda m, x, y, *rest: x,
+    },
+    "adversarial_step": {
+        "trains on the clean images": step_clean,
+        "optimizer.zero_grad() after the attack": step_zero_too_early,
+        "that the attack left": step_without_zero,
+        "climbs": step_uphill,
+        "sums the loss": step_sum,
+        "train mode": step_in_train_mode,
+        "the weights do not move": lambda m, o, x, y, a: F.cross_entropy(m(a(m, x, y)), y).item(),
+    },
+    "numerical_gradient": {
+        "one-sided difference": forward_difference,
+        "divides by h": half_difference,
+        "in place": central_in_place,
+    },
+    "danskin_gradient": {
+        "gradient at the clean x": lambda w, b, x, y, eps: danskin(w, b, x, y, 0.0),
+        "delta* has the wrong sign": lambda w, b, x, y, eps: danskin(w, b, x, y, -eps),
+        "the sum over the examples": lambda w, b, x, y, eps: 9 * danskin(w, b, x, y, eps),
+        "minus the gradient": lambda w, b, x, y, eps: -danskin(w, b, x, y, eps),
+    },
+    "lower_conf_bound": {
+        "no bound": lambda k, n, alpha: k / n,
+        "two-sided interval": lambda k, n, alpha: bound(k, n, alpha / 2),
+        "the upper bound": lambda k, n, alpha: 1 - bound(n - k, n, alpha),
+        "Wald": lambda k, n, alpha: k / n + norm.ppf(alpha) * math.sqrt(k * (n - k) / n**3),
+        "Hoeffding": lambda k, n, alpha: k / n - math.sqrt(math.log(1 / alpha) / 2 / n),
+        "swapped": lambda k, n, alpha: bound(k, n, 1 - alpha),
+        "returns NaN": lambda k, n, alpha: beta.ppf(alpha, k, n - k + 1),
+    },
+    "sample_under_noise": {
+        "variance is sigma": sample_with(
+            lambda m, x, s, g: math.sqrt(s) * torch.randn(m, *x.shape, generator=g)
+        ),
+        "sigma is squared": sample_with(
+            lambda m, x, s, g: s**2 * torch.randn(m, *x.shape, generator=g)
+        ),
+        "standard normal noise": sample_with(
+            lambda m, x, s, g: torch.randn(m, *x.shape, generator=g)
+        ),
+        "the same noise to every copy": sample_with(
+            lambda m, x, s, g: s * torch.randn(x.shape, generator=g).expand(m, *x.shape), whole=True
+        ),
+        "the same noise in every batch": sample_with(seeded=True),
+        "clips the noisy images": sample_with(clip=True),
+        "images at once": sample_with(whole=True),
+        "global generator": sample_with(generator_used=False),
+        "uniform, not normal": sample_with(
+            lambda m, x, s, g: s * math.sqrt(12) * (torch.rand(m, *x.shape, generator=g) - 0.5)
+        ),
+        "counts [": lambda *a: sample(*a) // 2,
+    },
+    "predict": {
+        "never abstains": predict_with(lambda a, b, n, alpha: True),
+        "one-sided": predict_with(
+            lambda a, b, n, alpha: binomtest(a, a + b, 0.5, "greater").pvalue <= alpha
+        ),
+        "alpha / 2": predict_with(
+            lambda a, b, n, alpha: binomtest(a, a + b, 0.5).pvalue <= alpha / 2
+        ),
+        "against all n votes": predict_with(
+            lambda a, b, n, alpha: binomtest(a, n, 0.5).pvalue <= alpha
+        ),
+        "the comparison is turned": predict_with(
+            lambda a, b, n, alpha: binomtest(a, a + b, 0.5).pvalue > alpha
+        ),
+        "changes counts": predict_in_place,
+    },
+    "certify": {
+        "observed share": certify_with(bound=lambda k, n, alpha: k / n),
+        "an infinite radius": certify_with(bound=lambda k, n, alpha: k / n),
+        "alpha / 2": certify_with(bound=lambda k, n, alpha: bound(k, n, alpha / 2)),
+        "Phi where its inverse is needed": certify_with(radius=lambda p, s: s * norm.cdf(p)),
+        "may not be counted again": certify_with(reuse=True),
+        "selects the class by the second sample": certify_with(select_second=True),
+        "adds both samples up": certify_with(add=True),
+        "at most 1/2: abstain": certify_with(threshold=-1),
+        "sigma is missing": certify_with(radius=lambda p, s: norm.ppf(p)),
+        "expected two values": lambda sample, n0, n, alpha, sigma: sigma,
+    },
+    "two_class_radius": {
+        "factor 1/2": lambda a, b, s: max(0, s * (norm.ppf(a) - norm.ppf(b))),
+        "inverse": lambda a, b, s: max(0, s / 2 * (norm.cdf(a) - norm.cdf(b))),
+        "one-class radius": lambda a, b, s: max(0, s * norm.ppf(a)),
+        "nothing is certified": lambda a, b, s: s / 2 * (norm.ppf(a) - norm.ppf(b)),
+        "p_a > p_b is enough": lambda a, b, s: two_class(a, b, s) if a > 0.5 else 0.0,
+    },
+    "certified_accuracy": {
+        "a certified wrong answer": lambda c, p, s, r: (s >= r).mean(),
+        "divide by all": lambda c, p, s, r: (s >= r)[p == c].mean(),
+        ">=, not >": lambda c, p, s, r: ((p == c) & (s > r)).mean(),
+        "an abstention counts as an error": lambda c, p, s, r: ((p == c) & (s >= r))[
+            p != -1
+        ].mean(),
+        "in percent": lambda c, p, s, r: 100 * share(c, p, s, r),
+    },
+    "average_certified_radius": {
+        "count as 0": lambda c, p, s: s.mean(),
+        "divide by all": lambda c, p, s: s[p == c].mean(),
+        "median": lambda c, p, s: np.median(np.where(p == c, s, 0)),
+    },
+    "reading": {
+        "on top at radius 1?": lambda: (0.25, 1.0, 0.79, 0.80, 0.95),
+        "falls to 0": lambda: (0.5, 1.0, 0.79, 1.6, 0.95),
+        "alpha ** (1 / n)": lambda: (0.5, 1.0, 0.79, 0.80, math.inf),
+        "expected five numbers": lambda: 0.5,
+    },
+    "break_masked": {
+        "100.0% left": lambda defense, x, y, eps: plain_pgd(defense, x, y, eps),
+        "leaves the ball": lambda defense, x, y, eps: through_the_network(defense, x, y, 2 * eps),
+        "asks the network": too_curious,
+    },
+}

@@ -1,0 +1,277 @@
+"""How a check of the homework works: cases, a sentence for each wrong one, a share of points."""
+
+from __future__ import annotations
+
+import functools
+import io
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+ABSTAIN = -1  # as smoothing.ABSTAIN
+
+_PACKAGE = Path(__file__).parent
+# What an answer may use of the package: networks, data, pictures, and what a check hands in.
+_ALLOWED = {
+    *("", "__init__", "models", "data", "figures"),
+    *("checks", "checking", "attack_checks", "smoothing_checks", "curve_checks", "masked"),
+}
+
+
+class CheckFailed(AssertionError):
+    """An answer is wrong; the text says what, case by case.
+
+    Attributes:
+        share: cases that are right, as a share of all, in [0, 1].
+    """
+
+    def __init__(self, text: str, share: float) -> None:
+        super().__init__(text)
+        self.share = share
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]  # IPython shows the message alone, not the inside of the check
+
+
+class Wrong(Exception):
+    """What is wrong in one case, in a sentence for the student."""
+
+
+class Cases:
+    """The cases of one check, in order: ``with case("a name"): ...`` records right or wrong."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.wrong: dict[str, str] = {}
+        self.names: list[str] = []
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self.names.append(name)
+        try:
+            yield
+        except Wrong as what:
+            self.wrong[name] = str(what)
+
+    def verdict(self) -> None:
+        """Print that all is right, or raise :class:`CheckFailed`."""
+        total, wrong = len(self.names), self.wrong
+        if not wrong:
+            print(f"{self.name}: all {total} cases right")
+            return
+        lines = [f"{self.name}: {total - len(wrong)} of {total} cases right"]
+        for name in self.names:
+            lines.append(f"  wrong: {name}: {wrong[name]}" if name in wrong else f"  right: {name}")
+        raise CheckFailed("\n".join(lines), 1 - len(wrong) / total)
+
+
+Check = Callable[..., None]
+
+
+def check(cases: Callable[[Callable[..., Any], Cases, torch.Generator], None]) -> Check:
+    """Make ``(answer, case, generator) -> None`` a check ``(answer, *, seed=0) -> None``.
+
+    The check prints one line if every case is right, and raises :class:`CheckFailed` otherwise.
+    Its inputs are drawn from the seed, so a grader checks the same on other inputs. Global random
+    generators are left as found.
+    """
+
+    @functools.wraps(cases)
+    def run(answer: Callable[..., Any], *, seed: int = 0) -> None:
+        if not callable(answer):
+            raise TypeError(
+                f"answer={answer!r}: expected the function itself, as in checks.{cases.__name__}"
+                f"({cases.__name__}), without calling it"
+            )
+        case = Cases(cases.__name__)
+        with torch.random.fork_rng(devices=[]):
+            cases(functools.partial(call, answer), case, torch.Generator().manual_seed(seed))
+        case.verdict()
+
+    del run.__wrapped__  # help() shows the signature of the check
+    return run
+
+
+def score(points: float, check: Check, answer: Any, *, seed: int) -> float:
+    """Points for an answer: ``points`` times the share of the cases that are right.
+
+    Prints what is wrong, never fails, and writes nothing to stderr, where a grader would take it
+    for a failure. ``answer`` may be the name of a function that was never defined.
+    """
+    try:
+        with silence():
+            check(answer, seed=seed)
+    except CheckFailed as failed:
+        print(failed)
+        return round(points * failed.share, 2)
+    except TypeError as failed:
+        print(failed)
+        return 0.0
+    return float(points)
+
+
+def call(answer: Callable[..., Any], *args: Any, may_borrow: bool = False) -> Any:
+    """What the answer returns; what it warns of is dropped.
+
+    Args:
+        may_borrow: allow it to call the package.
+
+    Raises:
+        Wrong: if it is not written yet, fails (with the line), or hands the work to the package.
+    """
+    borrowed: set[str] = set()
+
+    def watch(frame: FrameType, event: str, _: Any) -> None:
+        name = _module(frame.f_code.co_filename)
+        if event != "call" or name in _ALLOWED or frame.f_code.co_name == "<module>":
+            return
+        if frame.f_back is None or _module(frame.f_back.f_code.co_filename) in _ALLOWED:
+            borrowed.add(f"{name}.{frame.f_code.co_name}")
+
+    before = sys.getprofile()
+    with silence():
+        sys.setprofile(watch)
+        try:
+            found = answer(*args)
+        except NotImplementedError:
+            raise Wrong("not written yet") from None
+        except Exception as error:
+            raise Wrong(_where(error)) from None
+        finally:
+            sys.setprofile(before)
+    if borrowed and not may_borrow:
+        raise Wrong(
+            f"calls trustml_helpers.{min(borrowed)}. Write this one yourself, with torch, numpy "
+            "and scipy; only the last task may use the package"
+        )
+    if found is None:
+        raise Wrong("returns None: is the return statement missing?")
+    return found
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Drop warnings, and what is written to stderr."""
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@functools.lru_cache(maxsize=10_000)
+def _module(filename: str) -> str:
+    """The module of the package that a file is; empty if none."""
+    path = Path(filename)
+    return path.stem if path.parent == _PACKAGE else ""
+
+
+def _where(error: Exception) -> str:
+    """An exception in one sentence, with the line of the student's code where it came up."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.name != "call"]
+    own = [f for f in frames if "site-packages" not in f.filename and f.line]
+    place = f" at line {own[-1].lineno}, `{own[-1].line}`" if own else ""
+    return f"{type(error).__name__}{place}: {error}"
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+
+def tensor(found: Any, like: Tensor, what: str) -> Tensor:
+    """The answer as a float64 tensor, detached; Wrong unless it has the shape of ``like``."""
+    if isinstance(found, tuple | list) and found and isinstance(found[0], Tensor):
+        raise Wrong(f"returns {type(found).__name__} of {len(found)} values, expected {what}")
+    try:
+        values = found.detach() if isinstance(found, Tensor) else torch.as_tensor(np.asarray(found))
+        values = values.to(torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise Wrong(f"returns {type(found).__name__}, expected {what}") from None
+    if values.shape != like.shape:
+        raise Wrong(f"returns shape {tuple(values.shape)}, expected {tuple(like.shape)}: {what}")
+    if not values.isfinite().all():
+        raise Wrong(f"returns {int((~values.isfinite()).sum())} values that are NaN or infinite")
+    return values
+
+
+def number(found: Any, what: str) -> float:
+    """The answer as a float; Wrong if it is none, or NaN."""
+    try:
+        value = float(found.detach() if isinstance(found, Tensor) else found)
+    except (TypeError, ValueError, RuntimeError):
+        raise Wrong(f"returns {_show(found)}, expected {what}") from None
+    if value != value:
+        raise Wrong(f"returns NaN, expected {what}")
+    return value
+
+
+def integer(found: Any, what: str) -> int:
+    """The answer as an int; Wrong if it is none."""
+    value = number(found, what)
+    if value != int(value):
+        raise Wrong(f"returns {value:g}, expected {what}")
+    return int(value)
+
+
+def agree(
+    found: Tensor | float,
+    expected: Tensor | float,
+    faults: Mapping[str, Tensor | float],
+    *,
+    unit: str = "",
+    tolerance: float = 1e-4,
+) -> None:
+    """Wrong unless two values agree; by name, if the value found is that of a known fault.
+
+    Args:
+        faults: what is wrong, in words, and the value that this mistake gives on these inputs.
+        unit: of the values, for the message.
+        tolerance: largest difference allowed, relative to the largest expected value or 1,
+            whichever is smaller but not 0.
+    """
+    a, b = _float64(found), _float64(expected)
+    size = min(b.abs().max().item(), 1.0) or 1.0
+
+    def same(x: Tensor, y: Tensor) -> bool:
+        return bool(((x - y).abs() <= tolerance * size).all() or torch.equal(x, y))
+
+    if same(a, b):
+        return
+    for what, value in faults.items():
+        if same(a, _float64(value)):
+            raise Wrong(what)
+    if a.numel() == 1:
+        raise Wrong(f"got {a.item():.6g}{unit}, expected {b.item():.6g}{unit}")
+    apart = (a - b).abs()
+    raise Wrong(
+        f"{(apart > tolerance * size).double().mean():.0%} of the values differ, by at most "
+        f"{apart.max():.3g}{unit} (expected values up to {b.abs().max():.3g})"
+    )
+
+
+def untouched(before: Tensor, after: Tensor, name: str) -> None:
+    """Wrong if the answer changed its argument."""
+    if not torch.equal(before, after.detach()):
+        raise Wrong(f"changes its argument {name} in place: work on {name}.clone()")
+
+
+def modes(model: nn.Module) -> list[bool]:
+    """A list that gets the training flag of every forward pass of the network."""
+    seen: list[bool] = []
+    model.register_forward_pre_hook(lambda module, _: seen.append(module.training))
+    return seen
+
+
+def _float64(value: Tensor | float) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64).detach()
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{type(value).__name__}"

@@ -1,0 +1,54 @@
+"""The checks of the homework, one per task: ``checks.fgsm(fgsm)`` says what is wrong, in units.
+
+Each takes the student's function; ``seed`` draws other inputs. It prints one line if all cases are
+right, and raises :class:`CheckFailed` otherwise, with a sentence for every case that is not.
+
+>>> from trustml_helpers import checks
+>>> checks.two_class_radius(lambda p_a, p_b, sigma: 0.0)
+Traceback (most recent call last):
+...
+trustml_helpers.checking.CheckFailed: two_class_radius: 1 of 3 cases right
+  wrong: p_a above 1/2: got 0 pixel units, expected 0.4178 pixel units
+"""
+
+from trustml_helpers.attack_checks import (
+    adversarial_step,
+    danskin_gradient,
+    fgsm,
+    linear_attack,
+    numerical_gradient,
+    pgd,
+)
+from trustml_helpers.checking import CheckFailed, score
+from trustml_helpers.curve_checks import average_certified_radius, certified_accuracy, reading
+from trustml_helpers.masked import MASKED_EPS, accuracy_left, break_masked, masked_defenses
+from trustml_helpers.smoothing_checks import (
+    certify,
+    lower_conf_bound,
+    predict,
+    sample_under_noise,
+    two_class_radius,
+)
+
+__all__ = [
+    "MASKED_EPS",
+    "CheckFailed",
+    "accuracy_left",
+    "adversarial_step",
+    "average_certified_radius",
+    "break_masked",
+    "certified_accuracy",
+    "certify",
+    "danskin_gradient",
+    "fgsm",
+    "linear_attack",
+    "lower_conf_bound",
+    "masked_defenses",
+    "numerical_gradient",
+    "pgd",
+    "predict",
+    "reading",
+    "sample_under_noise",
+    "score",
+    "two_class_radius",
+]
