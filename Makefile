@@ -2,6 +2,8 @@
 # make test     set up, lint, type-check, then all tests, notebooks included
 # make lab      open JupyterLab on copies of the notebooks in work/ (ignored by git)
 # make notebooks  execute the notebooks in place, to store fresh outputs (for authors)
+# make homework-release                      the students' version, in build/homework/
+# make homework-grade SUBMISSIONS=folder     grade every notebook of a folder
 # Another Python: make PYTHON=python3.12 course. Options for JupyterLab: make lab LAB=--no-browser
 
 PYTHON ?= python3
@@ -12,7 +14,7 @@ NOTEBOOKS := $(wildcard notebooks/0*.ipynb)
 EXECUTE := TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --execute --ExecutePreprocessor.timeout=300 \
 	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False
 
-.PHONY: course test lab notebooks lint
+.PHONY: course test lab notebooks lint homework-release homework-grade
 
 course: $(STAMP)
 	$(EXECUTE) --to html --template classic --output-dir build/course $(NOTEBOOKS)
@@ -34,10 +36,17 @@ lab: $(STAMP)
 notebooks: $(STAMP)
 	$(EXECUTE) --to notebook --inplace $(NOTEBOOKS)
 
+homework-release: $(STAMP)
+	$(BIN)/trustml homework release
+
+homework-grade: $(STAMP)
+	@test -n "$(SUBMISSIONS)" || { echo "name the folder: make homework-grade SUBMISSIONS=folder"; exit 2; }
+	$(BIN)/trustml homework grade "$(SUBMISSIONS)" $(GRADE)
+
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; try: make PYTHON=python3.12 course"; exit 1; }
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,homework]'
 	touch $@

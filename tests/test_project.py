@@ -26,7 +26,9 @@ def tracked() -> list[Path]:
 
 def test_environment_and_pyproject_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    wanted = project["dependencies"] + [
+        each for extra in ("dev", "homework") for each in project["optional-dependencies"][extra]
+    ]
     expected = {f"python{project['requires-python']}", "pip"}
     for entry in wanted:
         name, bound = re.fullmatch(r"([\w-]+)(.*)", entry).groups()
@@ -56,6 +58,7 @@ def test_public_modules_are_reachable_and_others_are_not():
 def test_imports_go_down_the_list_only():
     order = [
         "cli",
+        "cli_homework",
         "cli_smoothing",
         "cli_inputs",
         "homework",

@@ -24,6 +24,7 @@ _MODULES = (
     "data",
     "execution",
     "figures",
+    "homework",
     "models",
     "objectives",
     "robustness",

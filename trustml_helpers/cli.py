@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from trustml_helpers import (
     attack_log,
     attacks,
+    cli_homework,
     cli_smoothing,
     data,
     models,
@@ -37,6 +38,7 @@ from trustml_helpers.cli_smoothing import (
     first,
     print_share,
 )
+from trustml_helpers.homework import HomeworkError
 
 STOPPED = 130  # exit code after Ctrl-C
 
@@ -49,6 +51,7 @@ for _command_of_smoothing in (
     cli_smoothing.audit,
 ):
     app.command()(_command_of_smoothing)
+app.add_typer(cli_homework.app, name="homework")
 
 
 class ObjectiveName(StrEnum):
@@ -455,7 +458,8 @@ def _command(context: typer.Context, leave_out: tuple[str, ...]) -> str:
 
 def main() -> None:
     """Run the command line; what the user can mend is one sentence, not a traceback."""
-    expected = (ValueError, TypeError, OSError, models.CheckpointError, data.DataError, LogError)
+    expected = (ValueError, TypeError, OSError, models.CheckpointError, data.DataError, LogError,
+                HomeworkError)  # fmt: skip
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: typer.echo(f"note: {message}", err=True)

@@ -82,11 +82,14 @@ def reading(answer: Answer, case: Cases, generator: torch.Generator) -> None:
         for sigma in (0.25, 0.5, 1.0)
     }
     found: list[float] = []
-    with case("five numbers"):
+    trouble = ""
+    try:
         values = answer()
         if not isinstance(values, tuple | list) or len(values) != 5:
             raise Wrong(f"returns {values!r}, expected five numbers (a), (b), (c), (d), (e)")
         found = [number(value, "a number") for value in values]
+    except Wrong as what:
+        trouble = str(what)
 
     def best(r: float) -> float:
         return max(logs, key=lambda sigma: curve(logs[sigma], r)[0])
@@ -102,8 +105,8 @@ def reading(answer: Answer, case: Cases, generator: torch.Generator) -> None:
         ("e", last[100_000], 0.02, "all votes agree: sigma * Phi^-1 of the bound alpha ** (1 / n)"),
     ):
         with case(f"({letter})"):
-            if not found:
-                raise Wrong("no answer")
+            if trouble:
+                raise Wrong(trouble)
             value = found["abcde".index(letter)]
             if abs(value - expected) > allowed + 1e-9:
                 raise Wrong(f"{value:g} is not right: {hint}")
