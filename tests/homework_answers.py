@@ -89,7 +89,10 @@ def lengths(delta):
 
 
 def pgd(model, x, y, eps, step_size, steps, start, norm, fault=""):
-    z = (x + start).clamp(0, 1)
+    most = torch.inf if fault == "rescale" else 1
+    small = (eps / lengths(start)).clamp(max=most)
+    first = start.clamp(-eps, eps) if norm == "linf" else start * small
+    z = (x + (start if fault == "first" else first)).clamp(0, 1)
     for _ in range(steps):
         g = grad(model, z, y)
         if fault == "batch":
@@ -98,7 +101,7 @@ def pgd(model, x, y, eps, step_size, steps, start, norm, fault=""):
             step = g.sign() if norm == "linf" else g / lengths(g)
         delta = z + (-step_size if fault == "down" else step_size) * step - x
         if fault != "project":
-            small = (eps / lengths(delta)).clamp(max=1)
+            small = (eps / lengths(delta)).clamp(max=most)
             delta = delta.clamp(-eps, eps) if norm == "linf" else delta * small
         z = (x + delta).clamp(0, 1)
     return z
@@ -107,6 +110,8 @@ def pgd(model, x, y, eps, step_size, steps, start, norm, fault=""):
 def pgd_box_first(model, x, y, eps, step_size, steps, start, norm):
     """Another valid order: the box first, then the ball, which keeps the point in the box."""
     delta = (x + start).clamp(0, 1) - x
+    small = (eps / lengths(delta)).clamp(max=1)
+    delta = delta.clamp(-eps, eps) if norm == "linf" else delta * small
     for _ in range(steps):
         delta = delta.detach().requires_grad_()
         F.cross_entropy(model(x + delta), y, reduction="sum").backward()
@@ -149,6 +154,20 @@ def pgd_short(model, x, y, eps, step_size, steps, start, norm):
     return pgd(model, x, y, eps, step_size, steps - 1, start, norm)
 
 
+def pgd_variant(change_start=lambda x, s: s, steps=0, size=1.0, norm=None):
+    def answer(model, x, y, eps, step_size, n, start, given):
+        start = change_start(x, start)
+        return pgd(model, x, y, eps, size * step_size, n + steps, start, norm or given)
+
+    return answer
+
+
+def fgsm_recording_on_x(model, x, y, eps):
+    x.requires_grad_()
+    F.cross_entropy(model(x), y).backward()
+    return (x + eps * x.grad.sign()).clamp(0, 1)
+
+
 def pgd_255(model, x, y, eps, step_size, steps, start, norm):
     return x + 255 * eps * grad(model, x, y).sign()
 
@@ -166,7 +185,7 @@ def step(model, optimizer, x, y, attack):
 
 
 def step_by_hand(model, optimizer, x, y, attack):
-    x_adv = attack(model, x, y)
+    x_adv = torch.tensor(attack(model, x, y).tolist(), dtype=x.dtype)
     logits = model(x_adv)
     loss = -logits.log_softmax(1)[torch.arange(len(y)), y].mean()
     parameters = list(model.parameters())
@@ -179,6 +198,30 @@ def step_by_hand(model, optimizer, x, y, attack):
 def step_clean(model, optimizer, x, y, attack):
     attack(model, x, y)
     return step(model, optimizer, x, y, lambda m, x, y: x)
+
+
+def step_through_the_attack(model, optimizer, x, y, attack):
+    x_adv = attack(model, x, y)
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(x_adv), y)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def step_mixed(model, optimizer, x, y, attack):
+    x_adv = attack(model, x, y).detach()
+    optimizer.zero_grad()
+    loss = (F.cross_entropy(model(x_adv), y) + F.cross_entropy(model(x), y)) / 2
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def step_then_loss(model, optimizer, x, y, attack):
+    x_adv = attack(model, x, y).detach()
+    step(model, optimizer, x, y, lambda *_: x_adv)
+    return F.cross_entropy(model(x_adv), y)
 
 
 def step_without_zero(model, optimizer, x, y, attack):
@@ -237,6 +280,20 @@ def central_rows(f, w, h):
 
 def forward_difference(f, w, h):
     return torch.stack([(f(w + e) - f(w)) / h for e in h * torch.eye(len(w), dtype=w.dtype)])
+
+
+def central_without_brackets(f, w, h):
+    return h**2 * central(f, w, h)
+
+
+def central_without_copies(f, w, h):
+    g = torch.zeros_like(w)
+    for i in range(len(w)):
+        up, down = w, w
+        up[i] += h
+        down[i] -= h
+        g[i] = (f(up) - f(down)) / (2 * h)
+    return g
 
 
 def half_difference(f, w, h):
@@ -439,24 +496,49 @@ def climb(loss_gradient, x, eps, steps=40):
     return z
 
 
-def through_the_network(defense, x, y, eps, keep_rounding=True):
-    """The margin of the network behind, over all moves of the picture; rounding seen through."""
+def through_rounding(defense, z):
+    """The logits, with rounding taken for the identity in the gradient."""
+    for layer in defense.network:
+        rounded = type(layer).__name__ == "Rounding"
+        z = z + (layer(z) - z).detach() if rounded else layer(z)
+    return z
+
+
+def over_all_moves(defense, x, y, eps):
+    """The margin does not saturate; over all moves of the picture; rounding seen through."""
     moves = [(i, j) for i in range(-2, 3) for j in range(-2, 3)]
     moves = moves if defense.kind == "restless" else [(0, 0)]
 
     def gradient(z):
         z = z.clone().requires_grad_()
-        seen = z
-        if keep_rounding and defense.kind != "steep":
-            seen = z + ((16 * z).round() / 16 - z).detach()
         loss = 0
         for move in moves:
-            logits = defense.network(seen.roll(move, (2, 3)))
+            logits = through_rounding(defense, z.roll(move, (2, 3)))
             others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
             loss = loss + (others - logits.gather(1, y[:, None])[:, 0]).clamp(max=1).sum()
         return torch.autograd.grad(loss, z)[0]
 
     return climb(gradient, x, eps)
+
+
+def random_moves(defense, x, y, eps):
+    """Few moves, drawn anew in each of many steps, and softened logits."""
+    generator = torch.Generator().manual_seed(0)
+
+    def gradient(z):
+        z = z.clone().requires_grad_()
+        loss = 0
+        for _ in range(8 if defense.kind == "restless" else 1):
+            move = torch.randint(-2, 3, (2,), generator=generator).tolist()
+            moved = z.roll(move, (2, 3)) if defense.kind == "restless" else z
+            logits = through_rounding(defense, moved)
+            logits = logits / 1000 if defense.kind == "steep" else logits
+            truth = F.one_hot(y, 10).bool()
+            others = logits.masked_fill(truth, -1e9).logsumexp(1)
+            loss = loss + F.softplus(others - logits[truth] + 1).sqrt().sum()
+        return torch.autograd.grad(loss, z)[0]
+
+    return climb(gradient, x, eps, steps=120)
 
 
 def plain_pgd(defense, x, y, eps):
@@ -468,12 +550,11 @@ def plain_pgd(defense, x, y, eps):
 
 
 def with_the_package(defense, x, y, eps):
+    """Square breaks what hides a gradient, not what moves."""
     from trustml_helpers import attacks
 
-    return attacks.pgd(
-        defense.network, x, y, eps, steps=30, loss=attacks.margin,
-        generator=torch.Generator().manual_seed(0), keep="last",
-    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    return attacks.square(defense, x, y, eps, queries=900, generator=generator)
 
 
 def too_curious(defense, x, y, eps):
@@ -498,12 +579,16 @@ RIGHT = {
     "certified_accuracy": [share, share_loop],
     "average_certified_radius": [acr, acr_loop],
     "reading": [read, lambda: [0.5, 1, 0.8, 0.8, 0.95]],
-    "break_masked": [through_the_network],
+    "break_masked": [over_all_moves, random_moves],
 }
 
 WRONG = {
     "linear_attack": {
-        "goes the wrong way": lambda w, b, x, y, eps, norm: 2 * x - linear(w, b, x, y, eps, norm),
+        "the score y (w.x + b) rises": lambda w, b, x, y, eps, norm: (
+            2 * x - linear(w, b, x, y, eps, norm)
+        ),
+        "has no range": lambda w, b, x, y, eps, norm: linear(w, b, x, y, eps, norm).clamp(0, 1),
+        "the change alone": lambda w, b, x, y, eps, norm: linear(w, b, x, y, eps, norm) - x,
         "the label is missing": lambda w, b, x, y, eps, norm: linear(w, b, x, 0 * y + 1, eps, norm),
         "the step of the other norm": lambda w, b, x, y, eps, norm: linear(
             w, b, x, y, eps, "l2" if norm == "linf" else "linf"
@@ -512,13 +597,14 @@ WRONG = {
             w, b, x, y, eps / 255, norm
         ),
         "units of 0 to 255": lambda w, b, x, y, eps, norm: linear(w, b, x, y, 255 * eps, norm),
-        "the margin y (w.x + b) falls by": lambda w, b, x, y, eps, norm: linear(
+        "the score y (w.x + b) falls by": lambda w, b, x, y, eps, norm: linear(
             w, b, x, y, eps / 2, norm
         ),
         "returns shape (7,)": lambda w, b, x, y, eps, norm: linear(w, b, x, y, eps, norm)[0],
     },
     "fgsm": {
         "goes the wrong way": lambda m, x, y, e: (x - e * grad(m, x, y).sign()).clamp(0, 1),
+        "leaves x.requires_grad set": fgsm_recording_on_x,
         "pixels leave [0, 1]": lambda m, x, y, e: x + e * grad(m, x, y).sign(),
         "units of 0 to 255": lambda m, x, y, e: fgsm(m, x, y, 255 * e),
         "do not divide it by 255": lambda m, x, y, e: fgsm(m, x, y, e / 255),
@@ -540,8 +626,16 @@ WRONG = {
         "adds up the gradients": pgd_accumulating,
         "ignores start": pgd_without_start,
         "one step too few": pgd_short,
+        "one step too many": pgd_variant(steps=1),
+        "twice as long": pgd_variant(size=2.0),
+        "adds start twice": pgd_variant(lambda x, s: 2 * s),
+        "takes start for the first point": pgd_variant(lambda x, s: s - x),
+        "does not project the first point": pgd_with("first"),
+        "have to depend on norm": pgd_variant(norm="linf"),
+        "pixel units (expected": pgd_variant(lambda x, s: torch.rand_like(s) - 0.5),
+        "shorter stays as it is": pgd_with("rescale"),
         "units of 0 to 255": pgd_255,
-        "the loss rises": lambda m, x, y, *rest: x,
+        "the loss rises": lambda m, x, y, *rest: x.clone(),
     },
     "adversarial_step": {
         "trains on the clean images": step_clean,
@@ -549,6 +643,9 @@ WRONG = {
         "that the attack left": step_without_zero,
         "climbs": step_uphill,
         "sums the loss": step_sum,
+        "differentiates through the attack": step_through_the_attack,
+        "mixes in the loss at the clean": step_mixed,
+        "the loss after the step": step_then_loss,
         "train mode": step_in_train_mode,
         "the weights do not move": lambda m, o, x, y, a: F.cross_entropy(m(a(m, x, y)), y).item(),
     },
@@ -556,12 +653,18 @@ WRONG = {
         "one-sided difference": forward_difference,
         "divides by h": half_difference,
         "in place": central_in_place,
+        "brackets are missing": central_without_brackets,
+        "make copies with w.clone()": central_without_copies,
     },
     "danskin_gradient": {
         "gradient at the clean x": lambda w, b, x, y, eps: danskin(w, b, x, y, 0.0),
         "delta* has the wrong sign": lambda w, b, x, y, eps: danskin(w, b, x, y, -eps),
         "the sum over the examples": lambda w, b, x, y, eps: 9 * danskin(w, b, x, y, eps),
         "minus the gradient": lambda w, b, x, y, eps: -danskin(w, b, x, y, eps),
+        "b is missing": lambda w, b, x, y, eps: danskin(w, 0.0, x, y, eps),
+        "label is missing in delta*": lambda w, b, x, y, eps: danskin(
+            w, b, x - eps * w.sign() * (1 - y[:, None]), y, eps
+        ),
     },
     "lower_conf_bound": {
         "no bound": lambda k, n, alpha: k / n,
@@ -593,6 +696,7 @@ WRONG = {
             lambda m, x, s, g: s * math.sqrt(12) * (torch.rand(m, *x.shape, generator=g) - 0.5)
         ),
         "counts [": lambda *a: sample(*a) // 2,
+        "not shares": lambda *a: sample(*a) / a[3],
     },
     "predict": {
         "never abstains": predict_with(lambda a, b, n, alpha: True),
@@ -619,6 +723,9 @@ WRONG = {
         "selects the class by the second sample": certify_with(select_second=True),
         "adds both samples up": certify_with(add=True),
         "at most 1/2: abstain": certify_with(threshold=-1),
+        "in two calls": lambda sample, n0, n, alpha, sigma: (
+            [sample(1) for _ in range(n)] and (0, 0.0)
+        ),
         "sigma is missing": certify_with(radius=lambda p, s: norm.ppf(p)),
         "expected two values": lambda sample, n0, n, alpha, sigma: sigma,
     },
@@ -627,10 +734,12 @@ WRONG = {
         "inverse": lambda a, b, s: max(0, s / 2 * (norm.cdf(a) - norm.cdf(b))),
         "one-class radius": lambda a, b, s: max(0, s * norm.ppf(a)),
         "nothing is certified": lambda a, b, s: s / 2 * (norm.ppf(a) - norm.ppf(b)),
+        "where p_a < p_b": lambda a, b, s: abs(s / 2 * (norm.ppf(a) - norm.ppf(b))),
+        "Phi^-1 of the difference": lambda a, b, s: s / 2 * norm.ppf(abs(a - b)),
         "p_a > p_b is enough": lambda a, b, s: two_class(a, b, s) if a > 0.5 else 0.0,
     },
     "certified_accuracy": {
-        "a certified wrong answer": lambda c, p, s, r: (s >= r).mean(),
+        "compare with the label": lambda c, p, s, r: (s >= r).mean(),
         "divide by all": lambda c, p, s, r: (s >= r)[p == c].mean(),
         ">=, not >": lambda c, p, s, r: ((p == c) & (s > r)).mean(),
         "an abstention counts as an error": lambda c, p, s, r: ((p == c) & (s >= r))[
@@ -641,6 +750,7 @@ WRONG = {
     "average_certified_radius": {
         "count as 0": lambda c, p, s: s.mean(),
         "divide by all": lambda c, p, s: s[p == c].mean(),
+        "abstentions are left out": lambda c, p, s: np.where(p == c, s, 0)[p != -1].mean(),
         "median": lambda c, p, s: np.median(np.where(p == c, s, 0)),
     },
     "reading": {
@@ -650,8 +760,8 @@ WRONG = {
         "expected five numbers": lambda: 0.5,
     },
     "break_masked": {
-        "100.0% left": lambda defense, x, y, eps: plain_pgd(defense, x, y, eps),
-        "leaves the ball": lambda defense, x, y, eps: through_the_network(defense, x, y, 2 * eps),
+        "% left": lambda defense, x, y, eps: plain_pgd(defense, x, y, eps),
+        "leaves the ball": lambda defense, x, y, eps: over_all_moves(defense, x, y, 2 * eps),
         "asks the network": too_curious,
     },
 }

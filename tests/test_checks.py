@@ -17,10 +17,12 @@ TASKS = [name for name in RIGHT if name != "break_masked"]
 @pytest.mark.parametrize("task", RIGHT)
 @pytest.mark.parametrize("seed", [0, 4711])
 def test_right_answers_pass_in_every_style(task, seed, capfd):
-    for answer in RIGHT[task]:
+    # The open task takes long: one style is enough for the second seed.
+    answers = RIGHT[task][:1] if (task, seed) == ("break_masked", 4711) else RIGHT[task]
+    for answer in answers:
         getattr(checks, task)(answer, seed=seed)
     out, err = capfd.readouterr()
-    assert out.count("cases right") == len(RIGHT[task])
+    assert out.count("cases right") == len(answers)
     assert err == ""
 
 

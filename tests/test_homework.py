@@ -36,6 +36,15 @@ def connect(self, address):
 socket.socket.connect = connect
 """
 
+# Right, but it writes to stderr below Python, which a notebook shows in the graded cell.
+NOISY = """
+import os
+quiet = adversarial_step
+def adversarial_step(*given):
+    os.write(2, b"noise")
+    return quiet(*given)
+"""
+
 
 def label(cell):
     return cell.metadata.get("nbgrader", {}).get("grade_id")
@@ -64,7 +73,7 @@ def troubled(blank):
     cell_of(notebook, "fgsm-graded").source = "6.0"
     cell_of(notebook, "fgsm-graded").metadata["nbgrader"]["points"] = 60
     cell_of(notebook, "fgsm").source = "def fgsm(model, x, y, eps):\n    return x + eps"
-    cell_of(notebook, "adversarial-step").source += "\nimport sys; print('noise', file=sys.stderr)"
+    cell_of(notebook, "adversarial-step").source += NOISY
     gone = ["sample-under-noise-graded"]
     gone += [f"average-certified-radius{end}" for end in ("", "-check", "-graded")]
     notebook.cells = [cell for cell in notebook.cells if label(cell) not in gone]
@@ -270,6 +279,35 @@ def test_what_cannot_begin_says_why(tmp_path, monkeypatch, released):
     monkeypatch.setattr(homework, "SOURCE", tmp_path / "gone.ipynb")
     with pytest.raises(homework.HomeworkError, match="need the whole repository"):
         homework.release(released)
+
+
+def test_restoring_puts_back_cells_labels_and_order(blank):
+    notebook = troubled(blank)
+    del cell_of(notebook, "linear-attack").metadata["nbgrader"]["grade_id"]
+    cell_of(notebook, "pgd-graded").metadata["nbgrader"]["grade_id"] = "pgd-mine"
+    notes = homework._restore(notebook, blank)
+    names = [label(cell) for cell in notebook.cells if label(cell)]
+    assert names == [label(cell) for cell in blank.cells if label(cell)]
+    for cell in notebook.cells:
+        if label(cell):
+            assert cell.metadata["nbgrader"] == cell_of(blank, label(cell)).metadata["nbgrader"]
+    assert "linear-attack was missing and put back" in notes
+    assert "pgd-graded was missing and put back" in notes
+    assert homework._restore(solved(blank), blank) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "noted"),
+    [
+        ("checks.fgsm = print", True), ("checks = None", True), ("del checks.score", True),
+        ("setattr(checks.checking, 'call', print)", True), ("trustml_helpers.checks.x = 1", True),
+        ("checks.fgsm(fgsm)", False), ("mine = checks.accuracy_left(f)", False),
+        ("self.checks = 1", False), ("def f(:", True),
+    ],
+)  # fmt: skip
+def test_code_that_replaces_a_check_is_noted(code, noted):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    assert bool(homework._changes_to_the_checks(notebook)) == noted
 
 
 def test_points_by_hand_must_be_numbers(tmp_path):

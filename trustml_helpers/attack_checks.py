@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ def stays(found: Tensor, x: Tensor, eps: float, norm: str, *, box: bool = True) 
     if far > eps * (1 + 1e-4) + 1e-6:
         cure = (
             "it is used in units of 0 to 255; here a pixel is in [0, 1]"
-            if abs(far / eps - 255) < 60 or (far > 100 * eps and far > 2)
+            if far > 100 * eps
             else "project x_adv - x back onto the ball"
         )
         name = "largest pixel change" if norm == "linf" else "l2 length of the change"
@@ -96,12 +97,17 @@ def linear_attack(answer: Answer, case: Cases, generator: torch.Generator) -> No
             w, x, y = w.double(), x.double(), y.double()
             steepest = w.sign() if norm == "linf" else w / w.norm()
             other = w.sign() if norm == "l2" else w / w.norm()
+            lowest = x - eps * y[:, None] * steepest
             faults = {
-                _WRONG_WAY: x + eps * y[:, None] * steepest,
+                "goes the wrong way: the score y (w.x + b) rises. To lower it, move against y w":
+                    x + eps * y[:, None] * steepest,
+                "clips to [0, 1]: this data is not images, and has no range": lowest.clamp(0, 1),
+                "returns the change alone, not x plus the change": lowest - x,
                 "the label is missing: rows with y = -1 move the other way": x - eps * steepest,
                 "eps is in the units of x: do not divide it by 255":
                     x - eps / 255 * y[:, None] * steepest,
-                f"this is the step of the other norm, not of {norm}": x - eps * y[:, None] * other,
+                "this is the step of the other norm: it has to depend on norm":
+                    x - eps * y[:, None] * other,
                 "w itself is not a step of length eps: take its sign (l-inf) or divide it by its "
                 "l2 norm": x - eps * y[:, None] * w,
             }  # fmt: skip
@@ -114,7 +120,7 @@ def linear_attack(answer: Answer, case: Cases, generator: torch.Generator) -> No
             possible = eps * (w.abs().sum() if norm == "linf" else w.norm()).item()
             if fell < possible * (1 - 1e-4):
                 raise Wrong(
-                    f"the margin y (w.x + b) falls by {fell:.4g}, possible is eps times the dual "
+                    f"the score y (w.x + b) falls by {fell:.4g}, possible is eps times the dual "
                     f"norm of w = {possible:.4g}"
                 )
 
@@ -134,7 +140,7 @@ def fgsm(answer: Answer, case: Cases, generator: torch.Generator) -> None:
             if any(seen) or network.training:
                 raise Wrong(_TRAIN_MODE)
             untouched(x, given, "x")
-            g = _gradient(network.eval(), x, y)
+            g = _gradient(network, x, y)
             _one_step(found, x, g, eps)
 
 
@@ -167,39 +173,50 @@ def _path(
 ) -> Tensor:  # fmt: skip
     """PGD in the plainest form, or with one mistake."""
 
-    def project(z: Tensor, center: Tensor) -> Tensor:
+    def project(z: Tensor, center: Tensor, skip: str = "project") -> Tensor:
         delta = z - center
-        if fault != "project":
+        if fault != skip:
             length = _length(delta, "l2").clamp(min=1e-12)
             if fault == "batch ball":
                 length = delta.norm().expand(len(x))
-            shrink = (eps / length).clamp(max=1).view(-1, 1, 1, 1)
+            shrink = (eps / length).clamp(max=inf if fault == "rescale" else 1).view(-1, 1, 1, 1)
             delta = delta.clamp(-eps, eps) if norm == "linf" else delta * shrink
         return center + delta if fault == "clip" else (center + delta).clamp(0, 1)
 
-    z = project(x if fault == "start" else x + start, x)
+    first = {"start": x, "point": start, "twice": x + 2 * start}.get(fault, x + start)
+    z = project(first, x, skip="first")
     total = torch.zeros_like(x)
-    for _ in range(steps - (fault == "last")):
+    for _ in range(max(steps + {"last": -1, "more": 1}.get(fault, 0), 0)):
         g = _gradient(network, x if fault == "same" else z, y)
         total = total + g if fault == "accumulate" else g
         unit = _length(total, "l2").clamp(min=1e-12).view(-1, 1, 1, 1)
-        if norm == "linf":
-            direction = total if fault == "raw" else total.sign()
-        else:
-            direction = total / (total.norm() if fault == "batch" else unit)
-            direction = total if fault == "raw" else direction
-        z = project(z + (-size if fault == "descend" else size) * direction, x)
+        direction = total / (total.norm() if fault == "batch" else unit)
+        if (norm == "linf") != (fault == "norm"):
+            direction = total.sign()
+        if fault in ("raw", "raw mean"):
+            direction = total / (len(x) if fault == "raw mean" else 1)
+        z = project(z + _SIZES.get(fault, 1) * size * direction, x)
     return z
 
 
+_SIZES = {"descend": -1, "double": 2, "half": 0.5}
 _PATH_FAULTS = {
     "descend": _WRONG_WAY,
+    "norm": "the step is that of the other norm: it has to depend on norm",
     "accumulate": "adds up the gradients of all steps: set x.grad to None in every step, or take "
     "torch.autograd.grad",
-    "start": "ignores start: the first point is x + start",
+    "start": "ignores start: the first point is x + start, projected",
+    "point": "takes start for the first point: it is x + start, projected",
+    "twice": "adds start twice",
+    "first": "does not project the first point, x + start, onto the ball",
     "last": "makes one step too few",
+    "more": "makes one step too many",
+    "double": "the steps are twice as long as step_size",
+    "half": "the steps are half as long as step_size",
+    "rescale": "scales every change to length eps: a change that is shorter stays as it is",
     "same": "takes the gradient at x in every step, not at the current point",
     "raw": "steps along the gradient itself: take its sign (l-inf), or divide it by its l2 norm",
+    "raw mean": "steps along the gradient itself: take its sign (l-inf), or divide it by its norm",
     "batch": "divides by the norm over the whole batch: each image has its own norm, over all "
     "dimensions but the first",
     "batch ball": "projects by the norm over the whole batch: each image has its own ball",
@@ -211,33 +228,39 @@ _PATH_FAULTS = {
 @check
 def pgd(answer: Answer, case: Cases, generator: torch.Generator) -> None:
     """Task 3: ``(model, x, y, eps, step_size, steps, start, norm) -> x_adv``."""
-    for name, norm, eps, dtype in (
-        ("l-inf, inside [0, 1]", "linf", 0.1, torch.float64),
-        ("l-inf, pixels near 0 and 1", "linf", 0.5, torch.float64),
-        ("l-inf, float32", "linf", 0.2, torch.float32),
-        ("l2, inside [0, 1]", "l2", 0.25, torch.float64),
-        ("l2, pixels near 0 and 1", "l2", 1.5, torch.float64),
+    for name, norm, eps, steps, dtype, far in (
+        ("l-inf, inside [0, 1]", "linf", 0.1, 4, torch.float64, 1.0),
+        ("l-inf, pixels near 0 and 1", "linf", 0.5, 4, torch.float64, 1.0),
+        ("l-inf, float32, a start outside the ball", "linf", 0.2, 3, torch.float32, 1.5),
+        ("l2, inside [0, 1]", "l2", 0.25, 3, torch.float64, 0.05),
+        ("l2, one step from a start outside the ball", "l2", 0.25, 1, torch.float64, 3.0),
+        ("l2, pixels near 0 and 1", "l2", 1.5, 9, torch.float64, 0.5),
     ):
         network = _small(dtype, generator)
         x, y = _images(generator, dtype)
         start = torch.rand(x.shape, generator=generator).to(dtype) * 2 - 1
-        start = eps * (start if norm == "linf" else start / (2 * _length(start, "l2").max()))
-        given = (network, x, y, eps, 0.3 * eps, 9, start, norm)
+        start = far * eps * (start if norm == "linf" else start / _length(start, "l2").max())
+        given = (network, x, y, eps, 0.3 * eps, steps, start, norm)
         with case(name):
             seen, before = modes(network), x.clone()
             found = tensor(answer(*given), x, "one attacked image per image")
             if any(seen) or network.training:
                 raise Wrong(_TRAIN_MODE)
             untouched(before, x, "x")
-            network.eval()
-            expected = _path(*given)
-            if torch.allclose(found, expected.double(), atol=1e-4):
+            expected = _path(*given).double()
+            if torch.allclose(found, expected, atol=1e-4):
                 continue
             for fault, what in _PATH_FAULTS.items():
                 if torch.allclose(found, _path(*given, fault).double(), atol=1e-4):
                     raise Wrong(what)
+            other = _path(*given[:-1], "l2" if norm == "linf" else "linf")
+            if torch.allclose(found, other.double(), atol=1e-4):
+                raise Wrong("does the same for both norms: step and ball have to depend on norm")
             stays(found, x.double(), eps, norm)
-            _climbs(network, x, y, found.to(dtype), expected)
+            if "l2, pixels" in name:  # box first or ball first: two valid orders, two paths
+                _climbs(network, x, y, found.to(dtype), expected.to(dtype))
+            else:
+                agree(found, expected, {}, unit=" pixel units")
 
 
 def _climbs(network: Network, x: Tensor, y: Tensor, found: Tensor, expected: Tensor) -> None:
@@ -274,7 +297,8 @@ def _adversarial_steps(
     def attack(network: Network, x: Tensor, y: Tensor) -> Tensor:
         # As careless as many published ones: it leaves gradients in the network.
         F.cross_entropy(network(x.clone().requires_grad_()), y).backward()
-        return (x + shift).requires_grad_()
+        weights = torch.cat([p.flatten() for p in network.parameters()])
+        return x + shift + (weights - weights.detach()).sum()  # remembers how it was made
 
     def start() -> tuple[Network, torch.optim.Optimizer]:
         network = _small(torch.float64, generator)
@@ -284,14 +308,18 @@ def _adversarial_steps(
     def reference(fault: str = "") -> tuple[Tensor, float]:
         network, optimizer = start()
         for _ in range(steps):
-            seen = x if fault == "clean" else attack(network, x, y).detach()
+            seen = attack(network, x, y)
+            seen = {"clean": x, "graph": seen}.get(fault, seen.detach())
             if fault != "zero":
                 optimizer.zero_grad()
             loss = F.cross_entropy(network(seen), y, reduction="sum" if fault == "sum" else "mean")
+            if fault == "mixed":
+                loss = (loss + F.cross_entropy(network(x), y)) / 2
             (-loss if fault == "ascend" else loss).backward()
             for _ in range(2 if fault == "twice" else fault != "no step"):
                 optimizer.step()
-        return _weights(network), loss.item()
+            after = F.cross_entropy(network(seen), y)
+        return _weights(network), (after if fault == "after" else loss).item()
 
     network, optimizer = start()
     seen = modes(network)
@@ -305,6 +333,10 @@ def _adversarial_steps(
         "clean": "trains on the clean images: the loss must be taken at attack(model, x, y)",
         "zero": "the gradients that the attack left in the network are added: call "
         "optimizer.zero_grad() after the attack, before backward",
+        "graph": "differentiates through the attack: its images still record how they were made. "
+        "Detach them, x_adv is a constant of the step",
+        "mixed": "mixes in the loss at the clean images: only that at attack(model, x, y) counts",
+        "after": "this is the loss after the step: return the one that was minimised",
         "sum": "sums the loss over the batch: take its mean, as cross_entropy does",
         "ascend": "climbs: the weights descend, only the attacker climbs",
         "no step": "the weights do not move: optimizer.step() is missing",
@@ -343,17 +375,18 @@ def numerical_gradient(answer: Answer, case: Cases, generator: torch.Generator) 
                 "a one-sided difference, backwards": (f(w) - down) / h,
                 "divides by h: the two points are 2 h apart": (up - down) / h,
                 "not divided by 2 h": up - down,
+                "multiplies by h: brackets are missing in / (2 * h)": (up - down) / 2 * h,
+                "all zero: up and down are the same tensor as w; make copies with w.clone()": 0 * w,
                 "the sign is wrong: f(w + h) - f(w - h)": (down - up) / (2 * h),
             }
             agree(found, (up - down) / (2 * h), faults, tolerance=1e-6)
 
 
-def _logistic_gradient(
-    w: Tensor, b: float, x: Tensor, y: Tensor, eps: float, at_clean: bool
-) -> Tensor:
-    z = x - eps * y[:, None] * w.sign()
-    share = y * torch.sigmoid(-y * (z @ w + b))
-    return -(share[:, None] * (x if at_clean else z)).mean(0)
+def _logistic_gradient(w: Tensor, b: float, x: Tensor, y: Tensor, eps: float, fault: str) -> Tensor:
+    z = x - eps * (1 if fault == "label" else y[:, None]) * w.sign()
+    score = y * (z @ w + (0 if fault == "b" else b))
+    share = y * torch.sigmoid(score if fault == "sigmoid" else -score)
+    return -(share[:, None] * (x if fault == "clean factor" else z)).mean(0)
 
 
 @check
@@ -369,8 +402,8 @@ def danskin_gradient(answer: Answer, case: Cases, generator: torch.Generator) ->
             found = answer(w.to(dtype), b, x.to(dtype), y.to(dtype), eps)
             found = tensor(found, w, "one derivative per weight")
 
-            def at(shift: float, at_clean: bool = False) -> Tensor:
-                return _logistic_gradient(w, b, x, y, shift, at_clean)  # noqa: B023
+            def at(shift: float, fault: str = "") -> Tensor:
+                return _logistic_gradient(w, b, x, y, shift, fault)  # noqa: B023
 
             expected = at(eps)
             faults = {
@@ -379,7 +412,11 @@ def danskin_gradient(answer: Answer, case: Cases, generator: torch.Generator) ->
                 "the sum over the examples: the loss is their mean": expected * len(x),
                 "the sign is wrong: this is minus the gradient": -expected,
                 "the last factor is the clean x: differentiate at x + delta*, with delta* held "
-                "fixed": at(eps, at_clean=True),
+                "fixed": at(eps, "clean factor"),
                 "eps is in the units of x: do not divide it by 255": at(eps / 255),
-            }
+                "the sigmoid is of minus the score: examples that are right count less":
+                    at(eps, "sigmoid"),
+                "b is missing": at(eps, "b"),
+                "the label is missing in delta*": at(eps, "label"),
+            }  # fmt: skip
             agree(found, expected, faults, tolerance=1e-4)

@@ -69,8 +69,10 @@ class Cases:
             print(f"{self.name}: all {total} cases right")
             return
         lines = [f"{self.name}: {total - len(wrong)} of {total} cases right"]
-        for name in self.names:
-            lines.append(f"  wrong: {name}: {wrong[name]}" if name in wrong else f"  right: {name}")
+        lines += [f"  right: {name}" for name in self.names if name not in wrong]
+        for said in dict.fromkeys(wrong.values()):
+            cases = "; ".join(name for name, text in wrong.items() if text == said)
+            lines.append(f"  wrong: {cases}:\n      {said}")
         raise CheckFailed("\n".join(lines), 1 - len(wrong) / total)
 
 
@@ -259,6 +261,8 @@ def untouched(before: Tensor, after: Tensor, name: str) -> None:
     """Wrong if the answer changed its argument."""
     if not torch.equal(before, after.detach()):
         raise Wrong(f"changes its argument {name} in place: work on {name}.clone()")
+    if after.requires_grad and not before.requires_grad:
+        raise Wrong(f"leaves {name}.requires_grad set: record on a copy, {name}.clone()")
 
 
 def modes(model: nn.Module) -> list[bool]:

@@ -19,20 +19,22 @@ Answer = Callable[..., Any]
 @check
 def certified_accuracy(answer: Answer, case: Cases, generator: torch.Generator) -> None:
     """Task 11a: ``(label, prediction, radius, r) -> share``."""
-    label = torch.randint(3, (60,), generator=generator).numpy()
-    radius = (torch.randint(0, 9, (60,), generator=generator) / 8).double().numpy()
+    label = torch.randint(3, (97,), generator=generator).numpy()
+    radius = (torch.randint(0, 9, (97,), generator=generator) / 8).double().numpy()
     prediction = label.copy()
     prediction[::4] = (label[::4] + 1) % 3
     prediction[1::7], radius[1::7] = ABSTAIN, 0.0
     right = prediction == label
-    for name, r in (("at radius 0", 0.0), ("between two radii", 0.3), ("at a radius met", 0.5)):
+    for name, r in (
+        ("at a small radius", 0.05),
+        ("between two radii", 0.3),
+        ("at a radius met", 0.5),
+    ):
         with case(name):
             found = number(answer(label, prediction, radius, r), "a share of all images")
             expected = float((right & (radius >= r)).mean())
             faults = {
-                "the largest errors: this is 1 minus it": 1 - expected,
-                "counts images whose radius is below r": float((right & (radius < r)).mean()),
-                "wrong predictions count as well: a certified wrong answer is still wrong":
+                "wrong predictions count as well: compare with the label":
                     float((radius >= r).mean()),
                 "a share of the correct images: divide by all of them":
                     float((radius >= r)[right].mean()),
@@ -43,6 +45,8 @@ def certified_accuracy(answer: Answer, case: Cases, generator: torch.Generator) 
                 "a radius of exactly r is certified too: >=, not >":
                     float((right & (radius > r)).mean()),
                 "this is a mean radius, not a share": float((right * radius).mean()),
+                "counts images whose radius is below r": float((right & (radius < r)).mean()),
+                "this is 1 minus the certified accuracy": 1 - expected,
             }  # fmt: skip
             agree(found, expected, faults, tolerance=1e-9)
 
@@ -63,6 +67,8 @@ def average_certified_radius(answer: Answer, case: Cases, generator: torch.Gener
                 "wrong predictions count with their radius: they count as 0": float(radius.mean()),
                 "the mean over the correct images: divide by all of them":
                     float(radius[right].mean()),
+                "abstentions are left out: they count as 0, divide by all images":
+                    float((right * radius)[prediction != ABSTAIN].mean()),
                 "the median, not the mean": float(_median(right * radius)),
                 "a sum, not a mean": float((right * radius).sum()),
             }  # fmt: skip

@@ -104,9 +104,9 @@ def grade(
         notebook_seconds: a notebook that runs longer is stopped and named.
 
     Returns:
-        One row per student, as in ``grades.csv``, those of earlier folders last: ``student status points of by_hand_open notes``
-        (``by_hand_open``: points of written answers that nobody has read yet), then the points of
-        every graded cell.
+        One row per student, as in ``grades.csv``, those of earlier folders last: ``student status
+        points of by_hand_open notes`` (``by_hand_open``: points of written answers that nobody has
+        read yet), then the points of every graded cell.
 
     Raises:
         HomeworkError: before any work, if there is nothing to grade, two notebooks have one name,
@@ -170,7 +170,8 @@ def _nbgrader(course: Path, log: Path, seconds: float, *arguments: str) -> int |
         try:
             return subprocess.run(
                 [sys.executable, "-m", "nbgrader", *arguments],
-                env=os.environ | {"PATH": path}, cwd=course, stdout=file, stderr=subprocess.STDOUT, timeout=seconds, check=False,
+                env=os.environ | {"PATH": path}, cwd=course, stdout=file,
+                stderr=subprocess.STDOUT, timeout=seconds, check=False,
             ).returncode  # fmt: skip
         except subprocess.TimeoutExpired:
             return None

@@ -57,6 +57,8 @@ def _bound(answer: Answer, k: int, n: int, alpha: float) -> None:
         "the two-sided normal approximation": share + stats.norm.ppf(alpha / 2) * spread,
         "Hoeffding's bound: valid, but looser than Clopper and Pearson's":
             share - math.sqrt(math.log(1 / alpha) / (2 * n)),
+        "Hoeffding's bound, cut at 0: valid, but looser than Clopper and Pearson's":
+            max(0.0, share - math.sqrt(math.log(1 / alpha) / (2 * n))),
         "solves P(Bin(n, p) > k) = alpha: k itself belongs to the tail":
             float(stats.beta.ppf(alpha, k + 1, max(n - k, 1e-9))),
         "the median of the posterior, not a bound":
@@ -120,7 +122,8 @@ def _noise(model: _Recorder, x: Tensor, sigma: float, n: int, batch: int) -> Non
     seen = x.double() + noise
     if seen.min() >= 0 and seen.max() <= 1:
         raise Wrong("clips the noisy images to [0, 1]: the theorem holds for the noise as it is")
-    if (rows == rows[0]).all():
+    parts = [part for part in rows.split([len(each) for each in model.asked]) if len(part) > 1]
+    if any((part == part[0]).all() for part in parts) or (rows == rows[0]).all():
         raise Wrong("adds the same noise to every copy: draw fresh noise for each")
     if len(rows.unique(dim=0)) < n:
         raise Wrong("draws the same noise in every batch: do not seed the generator again")
@@ -144,7 +147,7 @@ def _noise(model: _Recorder, x: Tensor, sigma: float, n: int, batch: int) -> Non
 
 
 def _counts(found: Any, expected: Tensor, n: int) -> None:
-    values = [integer(each, "4 counts") for each in found]
+    values = [integer(each, "whole numbers: counts, not shares") for each in found]
     if len(values) != 4:
         raise Wrong(f"returns {len(values)} counts, num_classes = 4: bincount(minlength=...)")
     if values != expected.tolist():
@@ -295,8 +298,8 @@ def _disagree(label: int, top: int, other: int) -> None:
         )
     if label == top:
         raise Wrong(
-            "answers the class of the first sample, although the second gives it a third "
-            "of the votes: count that class in the second sample"
+            "answers the class of the first sample, which has a third of the votes of the second: "
+            "count it there, and abstain where its bound is not above 1/2"
         )
 
 
@@ -314,7 +317,10 @@ def _asked(asked: list[int], n0: int, n: int) -> None:
             f"draws one sample of {asked[0]}: the samples that select may not be counted again. "
             "Draw n0 to select and n fresh ones to count"
         )
-    raise Wrong(f"draws samples of {asked}, expected n0 = {n0} first and then n = {n}")
+    shown = f"{asked[:4]}, ..." if len(asked) > 4 else str(asked)
+    raise Wrong(
+        f"draws samples of {shown}, expected n0 = {n0} first and then n = {n}, in two calls"
+    )
 
 
 def _certificate(
@@ -378,8 +384,9 @@ def _radius(answer: Answer, a: float, b: float, sigma: float) -> None:
         "adds the two quantiles: the second one is subtracted":
             sigma / 2 * (ppf(a) + ppf(b)),
         "the sign is wrong": sigma / 2 * (ppf(b) - ppf(a)),
-        "negative: where p_a <= p_b nothing is certified, the radius is 0":
-            sigma / 2 * (ppf(a) - ppf(b)),
+        "Phi^-1 of the difference: take it of each, then subtract": sigma / 2 * ppf(abs(a - b)),
     }  # fmt: skip
     expected = sigma / 2 * (ppf(a) - ppf(b)) if a > b else 0.0
+    if a <= b and found != 0:
+        raise Wrong(f"{found:.4g} where p_a < p_b: nothing is certified there, the radius is 0")
     agree(found, expected, faults, unit=" pixel units", tolerance=1e-6)
