@@ -71,6 +71,20 @@ def test_points_are_the_share_of_right_cases_and_stderr_stays_empty(capfd):
         checks.fgsm(0.5)
 
 
+def test_the_verdict_groups_cases_by_what_is_wrong():
+    case = checking.Cases("task")
+    with case("a"):
+        pass
+    for name, what in (("b", "x"), ("c", "y"), ("d", "x")):
+        with case(name):
+            raise checking.Wrong(what)
+    with pytest.raises(checks.CheckFailed) as failure:
+        case.verdict()
+    lines = ["task: 1 of 4 cases right", "  right: a", "  wrong: b; d:", "      x", "  wrong: c:"]
+    assert str(failure.value).splitlines() == [*lines, "      y"]
+    assert failure.value.share == 0.25
+
+
 def test_the_line_that_failed_is_shown_and_an_interrupt_gets_through():
     with pytest.raises(checks.CheckFailed, match=r"RuntimeError at line \d+, `.*view"):
         checks.fgsm(WRONG["fgsm"]["RuntimeError"])

@@ -3,12 +3,15 @@
 Each takes the student's function; ``seed`` draws other inputs. It prints one line if all cases are
 right, and raises :class:`CheckFailed` otherwise, with a sentence for every case that is not.
 
+>>> from scipy.stats import norm
 >>> from trustml_helpers import checks
->>> checks.two_class_radius(lambda p_a, p_b, sigma: 0.0)
-Traceback (most recent call last):
-...
-trustml_helpers.checking.CheckFailed: two_class_radius: 1 of 3 cases right
-  wrong: p_a above 1/2: got 0 pixel units, expected 0.4178 pixel units
+>>> def two_class_radius(p_a, p_b, sigma):
+...     return max(0.0, sigma * (norm.ppf(p_a) - norm.ppf(p_b)))
+>>> checks.score(4, checks.two_class_radius, two_class_radius, seed=0)
+two_class_radius: 0 of 3 cases right
+  wrong: p_a above 1/2; p_a below 1/2; p_a below p_b:
+      the factor 1/2 is missing
+0.0
 """
 
 from trustml_helpers.attack_checks import (
