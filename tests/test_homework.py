@@ -15,7 +15,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from trustml_helpers import homework
+from trustml_helpers import cli, homework
 
 SOURCE = nbformat.read(homework.SOURCE, as_version=4)
 POINTS = {
@@ -316,6 +316,20 @@ def test_restoring_puts_back_cells_labels_and_order(blank):
 def test_code_that_replaces_a_check_is_noted(code, noted):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     assert bool(homework._changes_to_the_checks(notebook)) == noted
+
+
+def test_the_commands_say_what_they_wrote_and_what_is_wrong(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(homework, "release", lambda out: out / "hw1.zip")
+    monkeypatch.setattr("sys.argv", ["trustml", "homework", "release", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    assert f"wrote {tmp_path / 'hw1.ipynb'} and {tmp_path / 'hw1.zip'}" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["trustml", "homework", "grade", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert "no such folder" in capsys.readouterr().err
 
 
 def test_points_by_hand_must_be_numbers(tmp_path):
