@@ -696,6 +696,7 @@ WRONG = {
             lambda m, x, s, g: s * math.sqrt(12) * (torch.rand(m, *x.shape, generator=g) - 0.5)
         ),
         "counts [": lambda *a: sample(*a) // 2,
+        "returns int, expected 4 counts": lambda *a: (sample(*a), 5)[1],
         "not shares": lambda *a: sample(*a) / a[3],
     },
     "predict": {

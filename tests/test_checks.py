@@ -85,6 +85,13 @@ def test_the_verdict_groups_cases_by_what_is_wrong():
     assert failure.value.share == 0.25
 
 
+def test_an_answer_of_an_unexpected_kind_is_wrong_and_not_an_error():
+    case = checking.Cases("task")
+    with case("odd"):
+        float({})
+    assert "cannot be compared (TypeError" in case.wrong["odd"]
+
+
 def test_the_line_that_failed_is_shown_and_an_interrupt_gets_through():
     with pytest.raises(checks.CheckFailed, match=r"RuntimeError at line \d+, `.*view"):
         checks.fgsm(WRONG["fgsm"]["RuntimeError"])

@@ -61,6 +61,8 @@ class Cases:
             yield
         except Wrong as what:
             self.wrong[name] = str(what)
+        except Exception as error:  # an answer of a kind that nobody thought of
+            self.wrong[name] = f"the answer cannot be compared ({type(error).__name__}: {error})"
 
     def verdict(self) -> None:
         """Print that all is right, or raise :class:`CheckFailed`."""
@@ -107,7 +109,7 @@ def score(points: float, check: Check, answer: Any, *, seed: int) -> float:
     """Points for an answer: ``points`` times the share of the cases that are right.
 
     Prints what is wrong, never fails, and writes nothing to stderr, where a grader would take it
-    for a failure. ``answer`` may be the name of a function that was never defined.
+    for a failure. What is no function earns 0.
     """
     try:
         with silence():

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor, nn
@@ -147,6 +148,8 @@ def _noise(model: _Recorder, x: Tensor, sigma: float, n: int, batch: int) -> Non
 
 
 def _counts(found: Any, expected: Tensor, n: int) -> None:
+    if not isinstance(found, Tensor | np.ndarray | list | tuple) or np.ndim(found) != 1:
+        raise Wrong(f"returns {type(found).__name__}, expected 4 counts")
     values = [integer(each, "whole numbers: counts, not shares") for each in found]
     if len(values) != 4:
         raise Wrong(f"returns {len(values)} counts, num_classes = 4: bincount(minlength=...)")
