@@ -18,6 +18,7 @@ from trustml_helpers import (
     attacks,
     certification,
     cli,
+    cli_training,
     data,
     models,
     robustness,
@@ -78,10 +79,10 @@ def test_every_objective_trains(trustml, tmp_path, objective):
 
 def test_the_test_set_is_read_after_training_only(trustml, tmp_path, monkeypatch):
     order = []
-    load, fit = data.load_mnist, cli.training.fit
+    load, fit = data.load_mnist, cli_training.training.fit
     monkeypatch.setattr(data, "load_mnist", lambda split: order.append(split) or load(split))
     monkeypatch.setattr(
-        cli.training, "fit", lambda *a, **k: (fit(*a, **k), order.append("trained"))[0]
+        cli_training.training, "fit", lambda *a, **k: (fit(*a, **k), order.append("trained"))[0]
     )
     trustml(f"train tiny {TINY} --out {tmp_path}")
     assert order == ["train", "trained", "test"]
@@ -267,8 +268,8 @@ def test_the_noise_of_a_card_has_standard_deviation_sigma():
         return torch.stack([-above, above], 1)
 
     black = torch.zeros(5, 1, 28, 28), torch.ones(5, dtype=torch.long)
-    assert cli._measure(noisy, black, 0, 0.5) == {"clean": 0, "noise 0.5": 1}
-    assert cli._measure(noisy, black, 0, 0.25) == {"clean": 0, "noise 0.25": 0}
+    assert cli_training._measure(noisy, black, 0, 0.5) == {"clean": 0, "noise 0.5": 1}
+    assert cli_training._measure(noisy, black, 0, 0.25) == {"clean": 0, "noise 0.25": 0}
 
 
 def test_sgd_and_layout_reach_the_training_and_the_card(trustml, tmp_path, monkeypatch):
@@ -279,7 +280,7 @@ def test_sgd_and_layout_reach_the_training_and_the_card(trustml, tmp_path, monke
         seen["defaults"] = optimizer(model.parameters()).defaults
         raise ValueError("enough")
 
-    monkeypatch.setattr(cli.training, "fit", fit)
+    monkeypatch.setattr(cli_training.training, "fit", fit)
     trustml(f"train tiny {TINY} --optimizer sgd --lr 0.02 --channels-last --out {tmp_path}")
     assert seen["layout"]
     wanted = {"lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}

@@ -58,6 +58,7 @@ def test_public_modules_are_reachable_and_others_are_not():
 def test_imports_go_down_the_list_only():
     order = [
         "cli",
+        "cli_training",
         "cli_homework",
         "cli_smoothing",
         "cli_inputs",
@@ -74,9 +75,11 @@ def test_imports_go_down_the_list_only():
         "certification",
         "execution",
         "audit",
+        "recipes",
         "training",
         "resume",
         "objectives",
+        "noise_objectives",
         "attack_log",
         "robustness",
         "diagnosis",

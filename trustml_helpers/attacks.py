@@ -226,6 +226,7 @@ def pgd_smoothed(
     sigma: float,
     *,
     samples: int = 32,
+    noise: Tensor | None = None,
     bounds: Bounds = (0, 1),
     steps: int = 40,
     generator: torch.Generator | None = None,
@@ -238,6 +239,8 @@ def pgd_smoothed(
         x, y, eps, bounds, steps: as for :func:`pgd`; the noise may leave the bounds, x_adv not.
         sigma: standard deviation of the noise that defines g, above 0.
         samples: noise vectors, drawn once and shared by all images and steps.
+        noise: given noise of standard deviation sigma instead, ``(samples, ...)`` shared by all
+            images, or ``(n, samples, ...)`` for each its own, which needs ``keep="last"``.
         generator: source of the noise and of the random starts; fresh entropy if not given.
         rest: further arguments of :func:`pgd`, such as ``restarts``.
 
@@ -256,13 +259,24 @@ def pgd_smoothed(
     check_sigma(sigma)
     if samples < 1:
         raise ValueError(f"samples={samples}: expected at least 1")
-    noise = sigma * draw(x.new_empty(samples, *x.shape[1:]), torch.randn, generator)
+    if noise is None:
+        noise = sigma * draw(x.new_empty(samples, *x.shape[1:]), torch.randn, generator)
+    elif noise.ndim < x.ndim or noise.shape[noise.ndim - x.ndim + 1 :] != x.shape[1:]:
+        raise ValueError(f"noise: expected (samples, ...) or (n, samples, ...) for images shaped "
+                         f"{tuple(x.shape)}, got {tuple(noise.shape)}")  # fmt: skip
+    elif noise.ndim > x.ndim and len(noise) != len(x):
+        raise ValueError(f"noise: expected a set for each of {len(x)} images, got {len(noise)}")
+    elif noise.ndim > x.ndim and rest.get("keep") != "last":
+        raise ValueError(
+            "noise: a set per image needs keep='last', which drops no image on the way"
+        )
 
     def soft_vote(z: Tensor) -> Tensor:
-        logits = model((z[:, None] + noise).flatten(0, 1))
+        noisy = z[:, None] + noise
+        logits = model(noisy.flatten(0, 1))
         # The logarithm of probabilities: cross-entropy of these "logits" is exactly -log mean p_y.
-        log_shares = logits.log_softmax(1).view(len(z), samples, -1)
-        return log_shares.logsumexp(1) - math.log(samples)
+        log_shares = logits.log_softmax(1).unflatten(0, noisy.shape[:2])
+        return log_shares.logsumexp(1) - math.log(noisy.shape[1])
 
     with unchanged(model):
         return pgd(soft_vote, x, y, eps, norm="l2", bounds=bounds, steps=steps, generator=generator,

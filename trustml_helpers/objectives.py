@@ -14,9 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trustml_helpers.attacks import Attack, pgd
+from trustml_helpers.noise_objectives import (
+    Objective,
+    consistency,
+    gaussian,
+    macer,
+    smoothadv,
+    stability,
+)
 from trustml_helpers.norms import Bounds, draw
 
-Objective = Callable[[Any, Tensor, Tensor], Tensor]
+__all__ = [
+    "ByEpoch", "Objective", "adversarial", "consistency", "gaussian", "macer", "mixed",
+    "smoothadv", "stability", "standard", "trades",
+]  # fmt: skip
 
 
 def standard(model: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -132,31 +143,6 @@ def trades(
         attacked = model(x_adv).log_softmax(1)
         divergence = F.kl_div(attacked, clean, log_target=True, reduction="batchmean")
         return F.cross_entropy(logits, y) + beta * divergence
-
-    return objective
-
-
-def gaussian(sigma: float, *, generator: torch.Generator) -> Objective:
-    """Mean cross-entropy on images with fresh Gaussian noise of standard deviation ``sigma``.
-
-    The noisy images are not clipped to [0, 1].
-
-    Args:
-        sigma: standard deviation in pixel units, at least 0.
-        generator: source of the noise; drawn from at every call.
-
-    Source: Cohen et al. (2019), section 3.3.
-
-    >>> objective = gaussian(0.0, generator=torch.Generator())
-    >>> objective(lambda x: x, torch.zeros(2, 10), torch.tensor([0, 1]))
-    tensor(2.3026)
-    """
-    if not sigma >= 0:
-        raise ValueError(f"sigma={sigma}: expected at least 0, in pixel units")
-
-    def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
-        noise = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
-        return standard(model, x + sigma * noise.to(x.device), y)
 
     return objective
 

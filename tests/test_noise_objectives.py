@@ -1,0 +1,251 @@
+"""Objectives under noise against values computed image by image with NumPy and SciPy."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from helpers import Linear
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import log_softmax, softmax
+from scipy.stats import entropy, norm
+
+from trustml_helpers import attacks, models, objectives
+
+SIGMA = 0.7
+X = torch.rand(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+Y = torch.tensor([0, 1, 2, 0, 1])
+W = torch.randn(4, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def network(x):
+    return torch.tanh(x) @ W * 3
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(samples, seed=0):
+    return SIGMA * torch.randn(5, samples, 4, generator=seeded(seed), dtype=torch.float64)
+
+
+def logits(samples):
+    """Logits of every noisy copy, ``(5, samples, 3)``, one at a time."""
+    drawn = noise(samples)
+    return np.array([
+        [network((X[i] + drawn[i, j])[None])[0].numpy() for j in range(samples)] for i in range(5)
+    ])  # fmt: skip
+
+
+def cross_entropy(z, label):
+    return -log_softmax(z)[label]
+
+
+ALL = {
+    "gaussian": objectives.gaussian,
+    "stability": objectives.stability,
+    "consistency": partial(objectives.consistency, lam=5.0),
+    "smoothadv": partial(objectives.smoothadv, eps=0.5, samples=2, steps=2),
+    "macer": partial(objectives.macer, lam=4.0, samples=4),
+}
+
+
+def test_stability_by_hand():
+    clean, noisy = network(X).numpy(), logits(1)[:, 0]
+    expected = np.mean([
+        cross_entropy(clean[i], Y[i]) - 1.5 * softmax(clean[i]) @ log_softmax(noisy[i])
+        for i in range(5)
+    ])  # fmt: skip
+    found = objectives.stability(SIGMA, 1.5, generator=seeded())(network, X, Y)
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("samples", "lam", "eta"), [
+    (1, 0.0, 0.0), (2, 10.0, 0.5), (3, 2.0, 0.0), (4, 0.0, 1.5),
+])  # fmt: skip
+def test_consistency_by_hand(samples, lam, eta):
+    z, total = logits(samples), []
+    for i in range(5):
+        p = softmax(z[i], axis=1)
+        mean = p.mean(0)
+        divergence = np.mean([entropy(mean, p[j]) for j in range(samples)])
+        fit = np.mean([cross_entropy(z[i, j], Y[i]) for j in range(samples)])
+        total.append(fit + lam * divergence + eta * entropy(mean))
+    objective = objectives.consistency(SIGMA, lam, eta, samples=samples, generator=seeded())
+    assert objective(network, X, Y).item() == pytest.approx(np.mean(total), rel=1e-6)
+
+
+def test_gaussian_is_consistency_of_one_copy_without_weights():
+    z = logits(1)[:, 0]
+    expected = np.mean([cross_entropy(z[i], Y[i]) for i in range(5)])
+    found = objectives.gaussian(SIGMA, generator=seeded())(network, X, Y)
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [8.0, 1.0])
+def test_macer_by_hand(gamma):
+    """With gamma = 1 some radii are beyond the hinge; some images are wrong and earn none."""
+    z, total, kinds = logits(6), [], set()
+    for i in range(5):
+        loss = -np.log(softmax(z[i], axis=1).mean(0)[Y[i]])
+        shares = softmax(2.0 * z[i], axis=1).mean(0)
+        second, top = np.sort(shares)[-2:]
+        margin = norm.ppf(top) - norm.ppf(second)
+        right = shares.argmax() == Y[i].item()
+        kinds.add("wrong" if not right else "counted" if margin < gamma else "beyond")
+        loss += 3.0 * SIGMA / 2 * max(0.0, gamma - margin) if right else 0.0
+        total.append(loss)
+    assert kinds == {"wrong", "counted"} | ({"beyond"} if gamma == 1 else set())
+    objective = objectives.macer(SIGMA, 3.0, gamma, 2.0, samples=6, generator=seeded())
+    assert objective(network, X, Y).item() == pytest.approx(np.mean(total), rel=1e-6)
+
+
+def test_macer_leaves_out_quantiles_that_are_not_finite():
+    """A network so sure that the other shares are 0 in float64: a loss, and a finite gradient."""
+    scale = torch.tensor(1e4, requires_grad=True)
+    objective = objectives.macer(SIGMA, 3.0, samples=4, generator=seeded())
+    loss = objective(lambda x: scale * torch.eye(3)[[0] * len(x)], X[:1].float(), Y[:1])
+    (gradient,) = torch.autograd.grad(loss, scale)
+    assert loss.item() == 0
+    assert gradient.isfinite()
+
+
+@pytest.mark.parametrize("name", sorted(ALL.keys() - {"smoothadv"}))
+def test_gradients_against_finite_differences(name):
+    def loss(w):
+        return ALL[name](SIGMA, generator=seeded())(lambda x: torch.tanh(x) @ w, X, Y)
+
+    w = W.clone().requires_grad_()
+    (found,) = torch.autograd.grad(loss(w), w)
+    steps = 1e-6 * torch.eye(12, dtype=torch.float64).view(12, 4, 3)
+    numeric = torch.stack([(loss(W + h) - loss(W - h)) / 2e-6 for h in steps]).view(4, 3)
+    assert torch.allclose(found, numeric, rtol=1e-4, atol=1e-6)
+
+
+def test_smoothadv_attacks_and_learns_under_the_same_noise_of_each_image():
+    """Watched: what the network is shown, pass by pass."""
+    seen = []
+
+    def spy(x):
+        seen.append(x.detach().clone().view(5, 3, 4))
+        return network(x)
+
+    objective = objectives.smoothadv(SIGMA, 0.4, samples=3, steps=4, generator=seeded())
+    objective(spy, X, Y)
+    assert len(seen) == 4 + 1
+    expected = noise(3)
+    for shown in seen:  # the image is common to its copies, so their differences are the noise
+        assert torch.allclose(shown - shown[:, :1], expected - expected[:, :1], atol=1e-12)
+    attacked = seen[-1] - expected
+    assert torch.allclose(attacked, attacked[:, :1].expand_as(attacked), atol=1e-12)
+    moved = (attacked[:, 0] - X).norm(dim=1)
+    assert moved.max() <= 0.4 + 1e-9
+    assert moved.min() > 0.1
+    assert attacked.min() >= -1e-12
+    assert attacked.max() <= 1 + 1e-12
+
+
+def test_smoothadv_on_a_linear_network():
+    """The worst image is known: against w, eps away. Four steps come close, never beyond."""
+    w = torch.tensor([3.0, -1.0, 2.0, 0.5], dtype=torch.float64)
+    model, y = Linear(w), torch.tensor([0, 1, 0, 0, 1])
+    side = torch.where(y == 0, -1.0, 1.0)[:, None]
+
+    def by_hand(eps):
+        both = torch.stack([(X + side * eps * w / w.norm() + noise(2)[:, j]) @ w for j in (0, 1)])
+        return torch.nn.functional.softplus(side[:, 0] * both).mean().item()
+
+    objective = objectives.smoothadv(SIGMA, 0.6, samples=2, steps=4, bounds=None,
+                                     generator=seeded())  # fmt: skip
+    found = objective(model, X, y).item()
+    assert by_hand(0.0) < by_hand(0.5) < found <= by_hand(0.6) + 1e-9
+
+
+def test_smoothadv_without_a_ball_is_consistency():
+    """The same noise and weights: the published combination of the two."""
+    one = objectives.smoothadv(SIGMA, 0.0, 5.0, 0.5, samples=2, steps=1, generator=seeded())
+    two = objectives.consistency(SIGMA, 5.0, 0.5, samples=2, generator=seeded())
+    assert one(network, X, Y).item() == pytest.approx(two(network, X, Y).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_noise_is_fresh_per_call_and_image_and_the_global_generator_rests(name):
+    model, state = models.build("SmallCNN"), torch.get_rng_state()
+    x, y = torch.full((3, 1, 28, 28), 0.5), torch.zeros(3, dtype=torch.long)
+    shown = []
+    model.register_forward_pre_hook(lambda m, inputs: shown.append(inputs[0].detach().clone()))
+    objective = ALL[name](0.5, generator=seeded())
+    objective(model, x, y)
+    first = shown[-1]
+    losses = [objective(model, x, y).item(), ALL[name](0.5, generator=seeded())(model, x, y).item()]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(shown[-1], first)  # the same seed, the same images
+    assert losses[0] != losses[1]
+    assert len({z.sum().item() for z in first}) == len(first)  # no two copies alike
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_half_precision_logits_are_summed_in_float32(name):
+    model, x, y = models.build("SmallCNN"), torch.rand(3, 1, 28, 28), torch.zeros(3).long()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = ALL[name](0.5, generator=seeded())(model, x, y)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(
+        ALL[name](0.5, generator=seeded())(model, x, y).item(), rel=0.02
+    )
+
+
+@given(
+    scale=st.floats(0.01, 50), lam=st.floats(0, 20), eta=st.floats(0, 5), samples=st.integers(1, 5)
+)
+def test_consistency_never_lowers_the_loss(scale, lam, eta, samples):
+    """Divergence and entropy are not negative, whatever the network."""
+    make = partial(objectives.consistency, SIGMA, samples=samples)
+    plain = make(lam=0.0, eta=0.0, generator=seeded())(lambda x: scale * network(x), X, Y)
+    whole = make(lam=lam, eta=eta, generator=seeded())(lambda x: scale * network(x), X, Y)
+    assert whole >= plain - 1e-9 * (1 + plain.abs())
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (partial(objectives.stability, -0.1), r"sigma=-0\.1"),
+    (partial(objectives.stability, 0.5, -1.0), r"lam=-1\.0"),
+    (partial(objectives.consistency, float("nan"), 1.0), "sigma=nan"),
+    (partial(objectives.consistency, 0.5, float("inf")), "lam=inf"),
+    (partial(objectives.consistency, 0.5, 1.0, -1.0), r"eta=-1\.0"),
+    (partial(objectives.consistency, 0.5, 1.0, samples=0), "samples=0"),
+    (partial(objectives.smoothadv, 0.0, 1.0), r"sigma=0\.0"),
+    (partial(objectives.smoothadv, 0.5, -1.0), r"eps=-1\.0"),
+    (partial(objectives.smoothadv, 0.5, 1.0, steps=0), "steps=0"),
+    (partial(objectives.macer, 0.5, 1.0, -8.0), r"gamma=-8\.0"),
+    (partial(objectives.macer, 0.5, 1.0, samples=0), "samples=0"),
+])  # fmt: skip
+def test_wrong_settings_are_refused_before_training(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(generator=seeded())
+
+
+def test_pgd_smoothed_with_given_noise():
+    """Noise given as the function would draw it; and one set per image, all of them alike."""
+    attack = partial(attacks.pgd_smoothed, network, X, Y, 0.3, SIGMA, keep="last", steps=3,
+                     random_start=False)  # fmt: skip
+    shared = SIGMA * torch.randn(6, 4, generator=seeded(), dtype=torch.float64)
+    expected = attack(samples=6, generator=seeded())
+    assert torch.equal(attack(noise=shared), expected)
+    assert torch.allclose(attack(noise=shared.expand(5, 6, 4)), expected, atol=1e-12)
+    other = attack(noise=noise(6))
+    assert not torch.allclose(other, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("shape", "keep", "message"), [
+    ((6, 3), "last", r"noise: expected \(samples, \.\.\.\)"),
+    ((4,), "last", r"noise: expected \(samples, \.\.\.\)"),
+    ((4, 6, 4), "last", "noise: expected a set for each of 5 images, got 4"),
+    ((5, 6, 4), "best", "keep='last'"),
+])  # fmt: skip
+def test_pgd_smoothed_refuses_noise_that_does_not_fit(shape, keep, message):
+    with pytest.raises(ValueError, match=message):
+        attacks.pgd_smoothed(network, X, Y, 0.3, SIGMA, noise=torch.zeros(shape), keep=keep)
