@@ -21,6 +21,7 @@ from trustml_helpers import (
     cli_training,
     data,
     models,
+    recipes,
     robustness,
     smoothing,
     training,
@@ -542,3 +543,55 @@ def test_module_is_the_command():
     )
     assert run.returncode == 2
     assert "no checkpoint" in run.stderr
+
+
+@pytest.mark.parametrize("recipe", ["quick_macer", "smoothadv_consistency"])
+def test_a_recipe_trains_by_its_own_settings(trustml, tmp_path, monkeypatch, recipe):
+    seen, fit = {}, training.fit
+    monkeypatch.setattr(
+        cli_training.training, "fit", lambda *a, **named: (seen.update(named), fit(*a, **named))[1]
+    )
+    small = "--limit 150 --validation 22 --epochs 1"
+    code, _, err = trustml(f"train net --recipe {recipe} --sigma 0.25 {small} --out {tmp_path}")
+    assert code == 0, err
+    plan = recipes.RECIPES[recipe]
+    assert seen["epochs"] == 1  # as the call says, not the recipe
+    for name in ("batch_size", "optimizer", "scheduler", "precision"):
+        assert seen[name] is getattr(plan, name)
+    card = models.card(tmp_path / "net.safetensors")
+    assert card["architecture"] == "LeNet"
+    assert card["sigma"] == 0.25
+    assert card["objective"] == f"{plan.words}, sigma 0.25"
+    assert f"--recipe {recipe}" in card["command"]
+    assert "noise 0.25" in card["test_accuracy"]
+
+
+def test_a_recipe_brings_its_epochs(trustml, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(cli_training.training, "fit", lambda *a, **named: seen.update(named))
+    with pytest.raises(AttributeError):  # there is no history
+        trustml(f"train net --recipe consistency --limit 150 --validation 22 --out {tmp_path}")
+    assert seen["epochs"] == 90
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ("--recipe nonsense", "recipe='nonsense': expected one of gaussian, stability"),
+    ("--recipe macer --lr 0.1", "lr: recipe 'macer' decides it"),
+    ("--recipe macer --objective trades", "objective: recipe 'macer' decides it"),
+])  # fmt: skip
+def test_what_a_recipe_decides_is_not_asked_twice(trustml, tmp_path, options, message):
+    code, _, err = trustml(f"train net {options} --out {tmp_path}")
+    assert code == 2
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_validation_images_are_those_that_train_holds_out(trustml, tmp_path):
+    held = data.train_validation_split(*data.load_mnist("train"), 5000, seed=0)[1]
+    found = data.load_mnist("validation")
+    assert all(torch.equal(a, b) for a, b in zip(found, held, strict=True))
+    words = "certify mnist_lenet_gaussian_0.5 {} --split validation --limit 3 --n 50"
+    code, _, err = trustml(words.format(tmp_path / "log.tsv"))
+    assert code == 0, err
+    log = certification.read_log(tmp_path / "log.tsv")
+    assert log["label"].tolist() == held[1][:3].tolist()

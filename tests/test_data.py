@@ -59,8 +59,8 @@ def test_the_caller_may_change_what_it_gets():
 
 
 def test_unknown_split():
-    with pytest.raises(ValueError, match="split='validation'"):
-        data.load_mnist("validation")
+    with pytest.raises(ValueError, match="split='holdout'"):
+        data.load_mnist("holdout")
 
 
 def test_missing_file_says_how_to_restore_it(copied_mnist):

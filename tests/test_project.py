@@ -59,6 +59,8 @@ def test_imports_go_down_the_list_only():
     order = [
         "cli",
         "cli_training",
+        "cli_study",
+        "study",
         "cli_homework",
         "cli_smoothing",
         "cli_inputs",

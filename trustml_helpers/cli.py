@@ -17,6 +17,7 @@ from trustml_helpers import (
     attacks,
     cli_homework,
     cli_smoothing,
+    cli_study,
     cli_training,
     data,
     models,
@@ -48,6 +49,7 @@ for _command in (
 ):
     app.command()(_command)
 app.add_typer(cli_homework.app, name="homework")
+app.add_typer(cli_study.app, name="study")
 
 
 @app.callback()

@@ -18,6 +18,7 @@ from trustml_helpers.robustness import progress_bar
 
 class Split(StrEnum):
     train = "train"
+    validation = "validation"
     test = "test"
 
 
@@ -47,7 +48,13 @@ DataSet = Annotated[
     ),
 ]
 Root = Annotated[Path | None, typer.Option(help="Folder of torchvision's files.")]
-SplitOption = Annotated[Split, typer.Option(help="Which part of a named data set.")]
+SplitOption = Annotated[
+    Split,
+    typer.Option(
+        help="Which part of a named data set; validation: the 5,000 training images of "
+        "MNIST that train holds out with seed 0."
+    ),
+]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one, if not given.")
 ]

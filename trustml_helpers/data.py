@@ -57,7 +57,8 @@ def load_mnist(split: str) -> tuple[Tensor, Tensor]:
     so the caller may change the tensors it gets.
 
     Args:
-        split: ``"train"`` (60,000 images) or ``"test"`` (10,000).
+        split: ``"train"`` (60,000 images), ``"test"`` (10,000), or ``"validation"``: the 5,000 of
+            ``"train"`` that :func:`train_validation_split` and ``trustml train`` hold out.
 
     Returns:
         Images, float32 ``(n, 1, 28, 28)`` in [0, 1], and labels, int64 ``(n,)``.
@@ -72,8 +73,10 @@ def load_mnist(split: str) -> tuple[Tensor, Tensor]:
     >>> images.dtype, labels[:5].tolist()
     (torch.float32, [7, 2, 1, 0, 4])
     """
+    if split == "validation":
+        return train_validation_split(*load_mnist("train"))[1]
     if split not in _MNIST:
-        raise ValueError(f"split={split!r}: expected 'train' or 'test'")
+        raise ValueError(f"split={split!r}: expected 'train', 'validation' or 'test'")
     images, labels = _mnist_bytes(split, data_folder() / "mnist")
     return images.to(torch.float32).div_(255).unsqueeze_(1), labels.to(torch.int64)
 

@@ -1,0 +1,160 @@
+"""The study: its commands, and its table from logs whose counts are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+from scipy.stats import beta, norm
+from typer.testing import CliRunner
+
+from trustml_helpers import cli, cli_study, study
+from trustml_helpers.certification import COLUMNS
+
+ALPHA = 0.001
+
+
+def write_log(path, sigma, n, votes, images=None):
+    """A log of two-class settings: class 0 got so many votes, class 1 the rest."""
+    rows = [
+        [i, 0, 0, 0.0, 1, 0.1, k, n - k, *[0] * 8] for i, k in enumerate(np.resize(votes, images))
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = [*COLUMNS, *(f"count_{c}" for c in range(10))]
+    pd.DataFrame(rows, columns=names).to_csv(path, sep="\t", index=False)
+    about = {"sigma": sigma, "n": n, "alpha": ALPHA, "bound": "two_class"}
+    path.with_suffix(".json").write_text(json.dumps(about))
+
+
+def radius(k, n, sigma):
+    return max(0.0, sigma * norm.ppf(beta.ppf(ALPHA, k, n - k + 1)))
+
+
+def two_class_radius(k, n, sigma):
+    """90 % of alpha for the top class, 10 % for the other one, which got all the rest."""
+    low = beta.ppf(0.9 * ALPHA, k, n - k + 1)
+    high = 1.0 if k == 0 else beta.ppf(1 - 0.1 * ALPHA, n - k + 1, k)
+    return max(0.0, sigma / 2 * (norm.ppf(low) - norm.ppf(min(high, 1 - low))))
+
+
+def test_table_from_known_counts(tmp_path):
+    votes = [99_000, 70_000, 100_000, 40_000]
+    write_log(tmp_path / "macer_0.5_n100000.tsv", 0.5, 100_000, votes, 500)
+    write_log(tmp_path / "gaussian_0.5_n100000.tsv", 0.5, 100_000, [60_000], 500)
+    write_log(tmp_path / "gaussian_0.5_seed1_n10000.tsv", 0.5, 10_000, [9_000], 4)
+    write_log(tmp_path / "validation" / "macer_0.5.tsv", 0.5, 1000, [900], 5)
+    write_log(tmp_path / "validation" / "gaussian_0.5.tsv", 0.5, 1000, [800], 5)
+    table = study.summarise(tmp_path).set_index(["method", "n"])
+    row = table.loc["macer", 100_000]
+    each = [radius(k, 100_000, 0.5) for k in votes]
+    assert row.acr == pytest.approx(np.mean(each), abs=2e-6)
+    # The first three certify class 0; the last, with 40 % of the votes, abstains.
+    assert row.abstained == 0.25
+    assert row["r=1"] == 0.5
+    assert row.se == pytest.approx(np.resize(each, 500).std(ddof=1) / np.sqrt(500), abs=2e-6)
+    two = [two_class_radius(k, 100_000, 0.5) for k in votes]
+    assert row.acr_two == pytest.approx(np.mean(two), abs=2e-6)
+    assert row.published == 1.5712  # the authors' figure for every 20th image
+    assert row.acr_validation == pytest.approx(radius(900, 1000, 0.5), abs=2e-6)
+    assert row.best
+    assert not table.loc["gaussian", 100_000].best
+    other = table.loc["gaussian", 10_000]
+    assert np.isnan(other.published)
+    assert other.seed == 1
+
+
+def test_all_ten_thousand_images_stand_beside_the_figure_for_all(tmp_path):
+    write_log(tmp_path / "gaussian_1.0_n100000.tsv", 1.0, 100_000, [99_000], 10_000)
+    assert study.summarise(tmp_path).published.tolist() == [1.6184]
+
+
+def test_an_empty_folder_and_a_stranger_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no logs METHOD_SIGMA_nN"):
+        study.summarise(tmp_path)
+    write_log(tmp_path / "nonsense_1.0_n10000.tsv", 1.0, 10_000, [9_000], 3)
+    with pytest.raises(ValueError, match=r"nonsense_1\.0: expected METHOD_SIGMA"):
+        study.summarise(tmp_path)
+
+
+def test_steps_train_what_does_not_ship_and_choose_on_validation_images():
+    found = study.steps(Path("out"), methods=["gaussian", "macer"], sigmas=[0.5], execution=["--x"])
+    assert [step.words[0] for step in found] == [
+        "certify",
+        "certify",
+        "train",
+        "certify",
+        "certify",
+    ]
+    assert found[0].words[1] == "mnist_lenet_gaussian_0.5"
+    assert "validation" in found[0].words
+    assert "validation" not in found[1].words
+    assert found[3].words[1] == str(found[2].output)
+    assert all("--x" in step.words for step in found if step.words[0] == "certify")
+    again = study.steps(Path("out"), methods=["macer"], sigmas=[0.5], seed=1, prefix="")
+    assert [step.words[0] for step in again] == ["train", "certify"]
+    assert again[0].words[2:4] == ["--recipe", "macer"]
+    assert again[1].output == Path("out/macer_0.5_seed1_n10000.tsv")
+    with pytest.raises(ValueError, match="method='nonsense'"):
+        study.steps(Path("out"), methods=["nonsense"])
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Replace the processes of a study: each leaves what its command would."""
+    ran, codes = [], {}
+
+    def run(words):
+        assert words[1:3] == ["-m", "trustml_helpers"]
+        ran.append(words[3:])
+        if words[3] == "train":
+            (Path(words[words.index("--out") + 1]) / f"{words[4]}.safetensors").touch()
+        elif codes.get(words[3], 0) == 0:
+            write_log(Path(words[5]), 0.5, int(words[words.index("--n") + 1]), [900], 3)
+        return SimpleNamespace(returncode=codes.get(words[3], 0))
+
+    monkeypatch.setattr(cli_study, "subprocess", SimpleNamespace(run=run))
+    return ran, codes
+
+
+def test_a_study_runs_its_commands_and_writes_the_table(runs, tmp_path):
+    ran, _ = runs
+    words = f"study mnist --method stability --sigma 0.5 --n 1000 --out {tmp_path}".split()
+    found = CliRunner().invoke(cli.app, words)
+    assert found.exit_code == 0, found.output
+    assert [each[0] for each in ran] == ["train", "certify", "certify"]
+    assert found.output.count("$ trustml ") == 3
+    table = pd.read_csv(tmp_path / "summary.csv")
+    assert table["method"].tolist() == ["stability"]
+    CliRunner().invoke(cli.app, words)
+    assert [each[0] for each in ran[3:]] == ["certify", "certify"]  # which look into their logs
+
+
+def test_a_study_stops_where_a_command_fails(runs, tmp_path):
+    ran, codes = runs
+    codes["certify"] = 2
+    found = CliRunner().invoke(cli.app, f"study mnist --method macer --out {tmp_path}".split())
+    assert found.exit_code == 2
+    assert len(ran) == 2
+    assert not (tmp_path / "summary.csv").exists()
+
+
+def test_a_dry_run_runs_nothing(runs, tmp_path):
+    found = CliRunner().invoke(cli.app, f"study mnist --dry-run --out {tmp_path}".split())
+    assert found.exit_code == 0
+    assert runs[0] == []
+    assert found.output.count("$ trustml certify") == 36  # 6 methods, 3 sigmas, 2 sets
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_printed_commands_are_commands(tmp_path):
+    """Every word is known to the command that it goes to; nothing is run."""
+    commands = typer.main.get_command(cli.app).commands
+    for step in study.steps(tmp_path, methods=["macer"], sigmas=[0.5], execution=["--compile"]):
+        name, *rest = step.words
+        context = commands[name].make_context(name, rest)
+        assert context.params["seed"] == 0

@@ -1,0 +1,179 @@
+"""The MNIST certification study: every method at every sigma, under one protocol.
+
+A study is a list of ordinary commands, so any single row can be run again by hand; what is
+finished is not repeated, what was stopped goes on. The choice between methods is made on
+validation images; the test set is certified once per network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trustml_helpers import models
+from trustml_helpers.certification import (
+    average_certified_radius,
+    certified_accuracy,
+    read_log,
+    rebound,
+)
+from trustml_helpers.data import data_folder
+from trustml_helpers.recipes import PUBLISHED
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SIGMAS = (0.25, 0.5, 1.0)
+METHODS = tuple(PUBLISHED)
+# As in data/published/mnist_acr.csv.
+NAMES = {
+    "gaussian": "Gaussian", "stability": "Stability", "consistency": "Consistency",
+    "smoothadv": "SmoothAdv", "smoothadv_consistency": "SmoothAdv + Consistency",
+    "macer": "MACER",
+}  # fmt: skip
+RADII = tuple(0.25 * k for k in range(12))
+_VALIDATION = ["--split", "validation", "--n", "1000", "--every", "10"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a study.
+
+    Args:
+        words: what stands after ``trustml``.
+        output: the file that it makes.
+        once: whether the file's existence says that the step is done; a certification looks into
+            its log instead.
+    """
+
+    words: list[str]
+    output: Path
+    once: bool
+
+
+def steps(
+    folder: Path,
+    *,
+    methods: Iterable[str] = METHODS,
+    sigmas: Iterable[float] = SIGMAS,
+    n: int = 10_000,
+    every: int = 20,
+    seed: int = 0,
+    prefix: str = "quick_",
+    execution: Sequence[str] = (),
+) -> list[Step]:
+    """The commands of a study in their order: train, certify validation images, certify the test.
+
+    Args:
+        folder: where logs go; networks that are not among the shipped ones go to
+            ``folder / "checkpoints"``.
+        methods: keys of :data:`NAMES`.
+        sigmas: noise levels; each network is certified under the noise it was trained with.
+        n, every: estimation samples per image, and which test images.
+        seed: of training and noise.
+        prefix: of the recipe: ``"quick_"``, or ``""`` for the published settings.
+        execution: further options of every ``certify``, such as ``["--dtype", "bfloat16"]``.
+
+    Raises:
+        ValueError: for an unknown method.
+
+    >>> first = steps(Path("out"), methods=["macer"], sigmas=[0.5])[0]
+    >>> " ".join(first.words[:5])
+    'train mnist_lenet_macer_0.5 --recipe quick_macer --sigma'
+    """
+    found = []
+    certify = ["--bound", "two_class", "--seed", str(seed), *execution]
+    for method in methods:
+        if method not in NAMES:
+            raise ValueError(f"method={method!r}: expected one of {', '.join(NAMES)}")
+        for sigma in sigmas:
+            key = _key(method, sigma, seed)
+            name = f"mnist_lenet_{key}"
+            network = name
+            if name not in models.available():
+                made = folder / "checkpoints" / f"{name}.safetensors"
+                network = str(made)
+                words = ["train", name, "--recipe", f"{prefix}{method}", "--sigma", str(sigma),
+                         "--seed", str(seed), "--out", str(made.parent)]  # fmt: skip
+                found.append(Step(words, made, once=True))
+            logs = [(folder / f"{key}_n{n}.tsv", ["--n", str(n), "--every", str(every)])]
+            if seed == 0:  # with another seed, others are held out of training
+                logs.insert(0, (folder / "validation" / f"{key}.tsv", _VALIDATION))
+            for log, which in logs:
+                words = ["certify", network, str(log), *which, *certify]
+                found.append(Step(words, log, once=False))
+    return found
+
+
+def _key(method: str, sigma: float, seed: int) -> str:
+    return f"{method}_{float(sigma)}" + (f"_seed{seed}" if seed else "")
+
+
+def summarise(folder: Path) -> pd.DataFrame:
+    """One row per log of a study, sorted by sigma and ACR.
+
+    Args:
+        folder: holds ``METHOD_SIGMA[_seedS]_nN.tsv`` with their JSON files, and
+            ``validation/METHOD_SIGMA[_seedS].tsv``.
+
+    Returns:
+        ``method, sigma, seed, n, images``; ACR and its standard error over images from the
+        one-class bound (``acr``, ``se``) and the two-class bound (``acr_two``, ``se_two``), both
+        at the whole alpha; ``published``: the authors' one-class ACR on the same images, where n
+        is theirs; ``acr_validation``, and ``best``: the largest of these at this sigma and n;
+        ``abstained``; ``r=...``: certified accuracy by the one-class bound.
+    """
+    import pandas as pd
+
+    published = pd.read_csv(data_folder() / "published" / "mnist_acr.csv")
+    rows = []
+    for path in sorted(folder.glob("*_n*.tsv")):
+        settings = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        key, _, _ = path.stem.rpartition("_n")
+        method, sigma, seed = _parse(key)
+        log = read_log(path)
+        row = {"method": method, "sigma": sigma, "seed": seed, "n": settings["n"],
+               "images": len(log)} | _both(log, settings)  # fmt: skip
+        column = {500: "acr_every_20th", 10_000: "acr"}.get(len(log))
+        known = published[(published.method == NAMES[method]) & (published.sigma == sigma)]
+        if column and settings["n"] == 100_000 and len(known):
+            row["published"] = float(known[column].iloc[0])
+        held = folder / "validation" / f"{key}.tsv"
+        if held.exists():
+            about = json.loads(held.with_suffix(".json").read_text(encoding="utf-8"))
+            row["acr_validation"] = _both(read_log(held), about)["acr"]
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"folder={str(folder)!r}: no logs METHOD_SIGMA_nN.tsv there")
+    table = pd.DataFrame(rows)
+    for column in ("published", "acr_validation"):
+        table[column] = table.get(column, float("nan"))
+    largest = table.groupby(["sigma", "n"])["acr_validation"].transform("max")
+    table["best"] = table["acr_validation"] == largest
+    radii = [f"r={radius:g}" for radius in RADII]
+    table = table[[name for name in table if name not in radii] + radii]
+    return table.sort_values(["n", "sigma", "acr"], ignore_index=True)
+
+
+def _parse(key: str) -> tuple[str, float, int]:
+    rest, _, seed = key.partition("_seed")
+    method, _, sigma = rest.rpartition("_")
+    if method not in NAMES:
+        raise ValueError(f"{key}: expected METHOD_SIGMA with one of {', '.join(NAMES)}")
+    return method, float(sigma), int(seed or 0)
+
+
+def _both(log: pd.DataFrame, settings: dict[str, Any]) -> dict[str, float]:
+    """What the counts give under either bound."""
+    made = settings["sigma"], settings["n"], settings["alpha"]
+    one, two = rebound(log, *made), rebound(log, *made, "two_class")
+    acr, error = average_certified_radius(one)
+    acr_two, error_two = average_certified_radius(two)
+    shares = zip(RADII, certified_accuracy(one, RADII), strict=True)
+    return {
+        "acr": acr, "se": error, "acr_two": acr_two, "se_two": error_two,
+        "abstained": float((one["predict"] == -1).mean()),
+    } | {f"r={radius:g}": float(share) for radius, share in shares}  # fmt: skip
