@@ -7,6 +7,7 @@ to the function that must get it. Each is written as a student would, without th
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -175,11 +176,15 @@ def pgd_255(model, x, y, eps, step_size, steps, start, norm):
 # --- 4 training step ------------------------------------------------------------------------------
 
 
-def step(model, optimizer, x, y, attack):
-    x_adv = attack(model, x, y).detach()
+def step(model, optimizer, x, y, attack, *, fixed=True, clean=0.0, side=1, reduction="mean"):
+    """The training step, or with one thing changed."""
+    x_adv = attack(model, x, y)
+    x_adv = x_adv.detach() if fixed else x_adv
     optimizer.zero_grad()
-    loss = F.cross_entropy(model(x_adv), y)
-    loss.backward()
+    loss = F.cross_entropy(model(x_adv), y, reduction=reduction)
+    if clean:
+        loss = (1 - clean) * loss + clean * F.cross_entropy(model(x), y)
+    (side * loss).backward()
     optimizer.step()
     return loss.item()
 
@@ -200,24 +205,6 @@ def step_clean(model, optimizer, x, y, attack):
     return step(model, optimizer, x, y, lambda m, x, y: x)
 
 
-def step_through_the_attack(model, optimizer, x, y, attack):
-    x_adv = attack(model, x, y)
-    optimizer.zero_grad()
-    loss = F.cross_entropy(model(x_adv), y)
-    loss.backward()
-    optimizer.step()
-    return loss.item()
-
-
-def step_mixed(model, optimizer, x, y, attack):
-    x_adv = attack(model, x, y).detach()
-    optimizer.zero_grad()
-    loss = (F.cross_entropy(model(x_adv), y) + F.cross_entropy(model(x), y)) / 2
-    loss.backward()
-    optimizer.step()
-    return loss.item()
-
-
 def step_then_loss(model, optimizer, x, y, attack):
     x_adv = attack(model, x, y).detach()
     step(model, optimizer, x, y, lambda *_: x_adv)
@@ -234,24 +221,6 @@ def step_without_zero(model, optimizer, x, y, attack):
 def step_zero_too_early(model, optimizer, x, y, attack):
     optimizer.zero_grad()
     return step_without_zero(model, optimizer, x, y, attack)
-
-
-def step_uphill(model, optimizer, x, y, attack):
-    x_adv = attack(model, x, y).detach()
-    optimizer.zero_grad()
-    loss = F.cross_entropy(model(x_adv), y)
-    (-loss).backward()
-    optimizer.step()
-    return loss.item()
-
-
-def step_sum(model, optimizer, x, y, attack):
-    x_adv = attack(model, x, y).detach()
-    optimizer.zero_grad()
-    loss = F.cross_entropy(model(x_adv), y, reduction="sum")
-    loss.backward()
-    optimizer.step()
-    return loss.item()
 
 
 def step_in_train_mode(model, optimizer, x, y, attack):
@@ -641,10 +610,10 @@ WRONG = {
         "trains on the clean images": step_clean,
         "optimizer.zero_grad() after the attack": step_zero_too_early,
         "that the attack left": step_without_zero,
-        "climbs": step_uphill,
-        "sums the loss": step_sum,
-        "differentiates through the attack": step_through_the_attack,
-        "mixes in the loss at the clean": step_mixed,
+        "climbs": partial(step, side=-1),
+        "sums the loss": partial(step, reduction="sum"),
+        "differentiates through the attack": partial(step, fixed=False),
+        "mixes in the loss at the clean": partial(step, clean=0.5),
         "the loss after the step": step_then_loss,
         "train mode": step_in_train_mode,
         "the weights do not move": lambda m, o, x, y, a: F.cross_entropy(m(a(m, x, y)), y).item(),

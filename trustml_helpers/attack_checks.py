@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import inf
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustml_helpers.checking import (
+    Answer,
     Cases,
     Wrong,
     agree,
@@ -21,16 +20,13 @@ from trustml_helpers.checking import (
     untouched,
 )
 
-Answer = Callable[..., Any]
-Network = nn.Module
-
 _WRONG_WAY = "goes the wrong way: the loss falls. An attack climbs, x + ..., not x - ..."
 _TRAIN_MODE = (
     "puts the network into train mode, so dropout falsifies the gradient; leave the mode as it is"
 )
 
 
-def _small(dtype: torch.dtype, generator: torch.Generator) -> Network:
+def _small(dtype: torch.dtype, generator: torch.Generator) -> nn.Module:
     """A smooth network with dropout, in eval mode: images (n, 1, 4, 4), three classes."""
     network = nn.Sequential(
         nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Dropout(0.5), nn.Linear(12, 3)
@@ -46,7 +42,7 @@ def _images(generator: torch.Generator, dtype: torch.dtype = torch.float64) -> t
     return x.to(dtype), torch.randint(3, (5,), generator=generator)
 
 
-def _gradient(network: Network, x: Tensor, y: Tensor) -> Tensor:
+def _gradient(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     x = x.clone().requires_grad_()
     loss = F.cross_entropy(network(x), y, reduction="sum")
     return torch.autograd.grad(loss, x)[0].detach()
@@ -168,23 +164,23 @@ def _one_step(found: Tensor, x: Tensor, g: Tensor, eps: float) -> None:
 
 
 def _path(
-    network: Network, x: Tensor, y: Tensor, eps: float, size: float, steps: int, start: Tensor,
+    network: nn.Module, x: Tensor, y: Tensor, eps: float, size: float, steps: int, start: Tensor,
     norm: str, fault: str = "",
 ) -> Tensor:  # fmt: skip
     """PGD in the plainest form, or with one mistake."""
 
-    def project(z: Tensor, center: Tensor, skip: str = "project") -> Tensor:
-        delta = z - center
+    def project(z: Tensor, skip: str = "project") -> Tensor:
+        delta = z - x
         if fault != skip:
             length = _length(delta, "l2").clamp(min=1e-12)
             if fault == "batch ball":
                 length = delta.norm().expand(len(x))
             shrink = (eps / length).clamp(max=inf if fault == "rescale" else 1).view(-1, 1, 1, 1)
             delta = delta.clamp(-eps, eps) if norm == "linf" else delta * shrink
-        return center + delta if fault == "clip" else (center + delta).clamp(0, 1)
+        return x + delta if fault == "clip" else (x + delta).clamp(0, 1)
 
     first = {"start": x, "point": start, "twice": x + 2 * start}.get(fault, x + start)
-    z = project(first, x, skip="first")
+    z = project(first, skip="first")
     total = torch.zeros_like(x)
     for _ in range(max(steps + {"last": -1, "more": 1}.get(fault, 0), 0)):
         g = _gradient(network, x if fault == "same" else z, y)
@@ -195,7 +191,7 @@ def _path(
             direction = total.sign()
         if fault in ("raw", "raw mean"):
             direction = total / (len(x) if fault == "raw mean" else 1)
-        z = project(z + _SIZES.get(fault, 1) * size * direction, x)
+        z = project(z + _SIZES.get(fault, 1) * size * direction)
     return z
 
 
@@ -263,7 +259,7 @@ def pgd(answer: Answer, case: Cases, generator: torch.Generator) -> None:
                 agree(found, expected, {}, unit=" pixel units")
 
 
-def _climbs(network: Network, x: Tensor, y: Tensor, found: Tensor, expected: Tensor) -> None:
+def _climbs(network: nn.Module, x: Tensor, y: Tensor, found: Tensor, expected: Tensor) -> None:
     """Wrong unless the loss rose about as far as PGD's; another valid order of steps may differ."""
     with torch.no_grad():
         clean, ours, theirs = (
@@ -294,13 +290,13 @@ def _adversarial_steps(
     shift = 0.2 * torch.rand(x.shape, generator=generator).double()
     first = {k: v.clone() for k, v in _small(torch.float64, generator).state_dict().items()}
 
-    def attack(network: Network, x: Tensor, y: Tensor) -> Tensor:
+    def attack(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         # As careless as many published ones: it leaves gradients in the network.
         F.cross_entropy(network(x.clone().requires_grad_()), y).backward()
         weights = torch.cat([p.flatten() for p in network.parameters()])
         return x + shift + (weights - weights.detach()).sum()  # remembers how it was made
 
-    def start() -> tuple[Network, torch.optim.Optimizer]:
+    def start() -> tuple[nn.Module, torch.optim.Optimizer]:
         network = _small(torch.float64, generator)
         network.load_state_dict(first)
         return network, torch.optim.SGD(network.parameters(), lr=0.1, momentum=momentum)
@@ -348,7 +344,7 @@ def _adversarial_steps(
     agree(found, reference()[index], faults, tolerance=1e-6)
 
 
-def _weights(network: Network) -> Tensor:
+def _weights(network: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-ABSTAIN = -1  # as smoothing.ABSTAIN
+Answer = Callable[..., Any]  # what a student wrote
 
 _PACKAGE = Path(__file__).parent
 # What an answer may use of the package: networks, data, pictures, and what a check hands in.
@@ -53,6 +53,15 @@ class Cases:
         self.name = name
         self.wrong: dict[str, str] = {}
         self.names: list[str] = []
+        self.trouble = ""
+
+    @contextmanager
+    def before_all(self) -> Iterator[None]:
+        """What fails in here makes every later case wrong, for this reason."""
+        try:
+            yield
+        except Wrong as what:
+            self.trouble = str(what)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -63,6 +72,8 @@ class Cases:
             self.wrong[name] = str(what)
         except Exception as error:  # an answer of a kind that nobody thought of
             self.wrong[name] = f"the answer cannot be compared ({type(error).__name__}: {error})"
+        if self.trouble:
+            self.wrong[name] = self.trouble
 
     def verdict(self) -> None:
         """Print that all is right, or raise :class:`CheckFailed`."""
@@ -81,7 +92,7 @@ class Cases:
 Check = Callable[..., None]
 
 
-def check(cases: Callable[[Callable[..., Any], Cases, torch.Generator], None]) -> Check:
+def check(cases: Callable[[Answer, Cases, torch.Generator], None]) -> Check:
     """Make ``(answer, case, generator) -> None`` a check ``(answer, *, seed=0) -> None``.
 
     The check prints one line if every case is right, and raises :class:`CheckFailed` otherwise.
@@ -90,7 +101,7 @@ def check(cases: Callable[[Callable[..., Any], Cases, torch.Generator], None]) -
     """
 
     @functools.wraps(cases)
-    def run(answer: Callable[..., Any], *, seed: int = 0) -> None:
+    def run(answer: Answer, *, seed: int = 0) -> None:
         if not callable(answer):
             raise TypeError(
                 f"answer={answer!r}: expected the function itself, as in checks.{cases.__name__}"
@@ -123,7 +134,7 @@ def score(points: float, check: Check, answer: Any, *, seed: int) -> float:
     return float(points)
 
 
-def call(answer: Callable[..., Any], *args: Any, may_borrow: bool = False) -> Any:
+def call(answer: Answer, *args: Any, may_borrow: bool = False) -> Any:
     """What the answer returns; what it warns of is dropped.
 
     Args:

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from trustml_helpers.models import replace_file
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -372,9 +374,7 @@ def _by_hand(path: Path) -> dict[str, dict[str, float]]:
 
 
 def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    part = path.with_suffix(".part")
-    table.to_csv(part, index=False)
-    os.replace(part, path)
+    replace_file(path, table.to_csv(index=False).encode())
 
 
 def _read(path: Path) -> Any:

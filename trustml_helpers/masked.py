@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trustml_helpers.attack_checks import stays
-from trustml_helpers.checking import Cases, Wrong, check, tensor
+from trustml_helpers.checking import Answer, Cases, Wrong, check, tensor
 from trustml_helpers.data import load_mnist
 from trustml_helpers.models import load
-
-Answer = Callable[..., Any]
 
 MASKED_EPS, PASSES = 0.15, 1000
 # Accuracy left that earns a third, two thirds, all of the points of each defense.
@@ -103,15 +99,11 @@ def accuracy_left(answer: Answer, seed: int = 0) -> dict[str, float]:
 @check
 def break_masked(answer: Answer, case: Cases, generator: torch.Generator) -> None:
     """Task 12: the accuracy that an attack leaves, three goals for each of the three defenses."""
-    trouble, left = "", {}
-    try:
+    left: dict[str, float] = {}
+    with case.before_all():
         left = accuracy_left(partial(answer, may_borrow=True), generator.initial_seed())
-    except Wrong as what:
-        trouble = str(what)
     for kind, goals in GOALS.items():
         for goal in goals:
             with case(f"{kind}, at most {goal:.0%} left"):
-                if trouble:
-                    raise Wrong(trouble)
                 if left[kind] > goal:
                     raise Wrong(f"{left[kind]:.1%} left")

@@ -11,9 +11,9 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from trustml_helpers.checking import ABSTAIN, Cases, Wrong, agree, check, integer, number
-
-Answer = Callable[..., Any]
+from trustml_helpers.bounds import lower_conf_bound as exact_bound
+from trustml_helpers.checking import Answer, Cases, Wrong, agree, check, integer, number
+from trustml_helpers.smoothing import ABSTAIN
 
 
 def _uniform(generator: torch.Generator, low: float, high: float) -> float:
@@ -25,7 +25,7 @@ def _whole(generator: torch.Generator, low: int, high: int) -> int:
 
 
 def _lower(k: int, n: int, alpha: float) -> float:
-    return float(stats.beta.ppf(alpha, k, n - k + 1)) if k else 0.0
+    return float(exact_bound(k, n, alpha))
 
 
 @check
