@@ -111,6 +111,27 @@ def test_show_keeps_the_text_alternative_and_closes(monkeypatch):
     assert not matplotlib.pyplot.fignum_exists(figure.number)
 
 
+@pytest.mark.parametrize(("noisy", "mode"), [(False, "P"), (True, "RGBA")])
+def test_a_palette_where_nobody_sees_it(noisy, mode):
+    """Line art takes 256 colours; a photograph with noise in three channels keeps all of its."""
+    from PIL import Image
+
+    image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    figure = (
+        figures.pictures([[image]], width=3) if noisy
+        else figures.curves([("x", [0, 1, 2], {"a": [0.0, 1.0, 0.5]})], "y")
+    )  # fmt: skip
+    found = Image.open(io.BytesIO(figures._png(figure)))
+    assert found.mode == mode
+    plain = io.BytesIO()
+    with matplotlib.rc_context(figures.STYLE):
+        figure.savefig(plain, format="png", bbox_inches="tight")
+    whole, shown = (np.asarray(Image.open(f).convert("RGB"), dtype=float) for f in (plain,
+        io.BytesIO(figures._png(figure))))  # fmt: skip
+    assert whole.shape == shown.shape
+    assert abs(whole - shown).mean() < 1
+
+
 def test_show_wants_a_sentence():
     with pytest.raises(ValueError, match="expected a sentence"):
         figures.show(figures.curves([("x", [0], {"a": [0]})], "y"), "plot")

@@ -81,19 +81,27 @@ def test_an_empty_folder_and_a_stranger_are_refused(tmp_path):
         study.summarise(tmp_path)
 
 
+def test_mismatch_has_training_in_rows(tmp_path):
+    """Each log by the sigma of its JSON: 900 of 1,000 votes at 1 reach 1.1, at 0.5 the half."""
+    for trained, used, k in ((1.0, 0.5, 900), (0.5, 0.5, 990), (0.5, 1.0, 600), (1.0, 1.0, 900)):
+        write_log(tmp_path / "mismatch" / f"{trained}_at_{used}.tsv", used, 1000, [k, 400], 4)
+    table = study.mismatch(tmp_path, 0.6)
+    assert radius(900, 1000, 0.5) < 0.6 < min(radius(990, 1000, 0.5), radius(900, 1000, 1.0))
+    assert table.index.tolist() == table.columns.tolist() == [0.5, 1.0]
+    assert table.loc[0.5].tolist() == [0.5, 0.0]
+    assert table.loc[1.0].tolist() == [0.0, 0.5]
+
+
 def test_steps_train_what_does_not_ship_and_choose_on_validation_images():
     found = study.steps(Path("out"), methods=["gaussian", "macer"], sigmas=[0.5], execution=["--x"])
-    assert [step.words[0] for step in found] == [
-        "certify",
-        "certify",
-        "train",
-        "certify",
-        "certify",
-    ]
+    assert [step.words[0] for step in found] == [*["certify"] * 3, "train", "certify", "certify"]
     assert found[0].words[1] == "mnist_lenet_gaussian_0.5"
-    assert "validation" in found[0].words
-    assert "validation" not in found[1].words
-    assert found[3].words[1] == str(found[2].output)
+    assert ["validation" in step.words for step in found] == [True, *[False] * 3, True, False]
+    assert found[4].words[1] == str(found[3].output)
+    both = study.steps(Path("out"), methods=["gaussian"], sigmas=[0.5, 1.0])
+    mixed = [step.words for step in both if step.output.name == "1.0_at_0.5.tsv"]
+    assert mixed[0][1] == "mnist_lenet_gaussian_1.0"
+    assert mixed[0][mixed[0].index("--sigma") + 1] == "0.5"
     assert all("--x" in step.words for step in found if step.words[0] == "certify")
     again = study.steps(Path("out"), methods=["macer"], sigmas=[0.5], seed=1, prefix="")
     assert [step.words[0] for step in again] == ["train", "certify"]
@@ -147,7 +155,8 @@ def test_a_dry_run_runs_nothing(runs, tmp_path):
     found = CliRunner().invoke(cli.app, f"study mnist --dry-run --out {tmp_path}".split())
     assert found.exit_code == 0
     assert runs[0] == []
-    assert found.output.count("$ trustml certify") == 36  # 6 methods, 3 sigmas, 2 sets
+    # 6 methods, 3 sigmas, 2 sets; and 3 networks at 3 sigmas
+    assert found.output.count("$ trustml certify") == 36 + 9
     assert list(tmp_path.iterdir()) == []
 
 

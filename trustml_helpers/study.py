@@ -67,6 +67,9 @@ def steps(
 ) -> list[Step]:
     """The commands of a study in their order: train, certify validation images, certify the test.
 
+    The networks trained with Gaussian noise are also certified under the other noise levels, with
+    1,000 samples, for :func:`mismatch`.
+
     Args:
         folder: where logs go; networks that are not among the shipped ones go to
             ``folder / "checkpoints"``.
@@ -84,7 +87,7 @@ def steps(
     >>> " ".join(first.words[:5])
     'train mnist_lenet_macer_0.5 --recipe quick_macer --sigma'
     """
-    found = []
+    found, sigmas = [], list(sigmas)
     certify = ["--bound", "two_class", "--seed", str(seed), *execution]
     for method in methods:
         if method not in NAMES:
@@ -102,6 +105,12 @@ def steps(
             logs = [(folder / f"{key}_n{n}.tsv", ["--n", str(n), "--every", str(every)])]
             if seed == 0:  # with another seed, others are held out of training
                 logs.insert(0, (folder / "validation" / f"{key}.tsv", _VALIDATION))
+            if seed == 0 and method == "gaussian":
+                logs += [
+                    (folder / "mismatch" / f"{sigma}_at_{other}.tsv",
+                     ["--sigma", str(other), "--n", "1000", "--every", str(every)])
+                    for other in sigmas
+                ]  # fmt: skip
             for log, which in logs:
                 words = ["certify", network, str(log), *which, *certify]
                 found.append(Step(words, log, once=False))
@@ -156,6 +165,29 @@ def summarise(folder: Path) -> pd.DataFrame:
     radii = [f"r={radius:g}" for radius in RADII]
     table = table[[name for name in table if name not in radii] + radii]
     return table.sort_values(["n", "sigma", "acr"], ignore_index=True)
+
+
+def mismatch(folder: Path, radius: float) -> pd.DataFrame:
+    """Certified accuracy (one-class) at a radius, for networks under other noise than trained.
+
+    Args:
+        folder: of a study; reads ``mismatch/TRAINED_at_CERTIFIED.tsv``.
+        radius: in pixel units.
+
+    Returns:
+        Training sigma in the rows, certification sigma in the columns.
+    """
+    import pandas as pd
+
+    found: dict[float, dict[float, float]] = {}
+    for path in sorted((folder / "mismatch").glob("*_at_*.tsv")):
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        trained, _, used = path.stem.partition("_at_")
+        log = rebound(read_log(path), about["sigma"], about["n"], about["alpha"])
+        found.setdefault(float(used), {})[float(trained)] = float(
+            certified_accuracy(log, radius)[0]
+        )
+    return pd.DataFrame(found).sort_index(axis=0).sort_index(axis=1)
 
 
 def _parse(key: str) -> tuple[str, float, int]:
