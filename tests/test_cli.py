@@ -566,6 +566,15 @@ def test_a_recipe_trains_by_its_own_settings(trustml, tmp_path, monkeypatch, rec
     assert "noise 0.25" in card["test_accuracy"]
 
 
+def test_a_card_states_sigma_also_without_a_test(trustml, tmp_path):
+    """`certify` reads it there, to choose between methods before the test set is touched."""
+    small = "--limit 60 --validation 20 --epochs 1 --no-test"
+    trustml(f"train net --recipe quick_stability --sigma 0.25 {small} --out {tmp_path}")
+    card = models.card(tmp_path / "net.safetensors")
+    assert card["sigma"] == 0.25
+    assert "test_accuracy" not in card
+
+
 def test_a_recipe_brings_its_epochs(trustml, tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(cli_training.training, "fit", lambda *a, **named: seen.update(named))

@@ -213,7 +213,7 @@ def train(
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}",
         "validation_accuracy": round(1 - float(history["error"].iloc[kept]), 4),
-    }
+    } | noisy
     if attacked:
         about["validation_pgd_accuracy"] = round(1 - float(history["error pgd"].iloc[kept]), 4)
     if best:
@@ -223,7 +223,7 @@ def train(
     if test:
         held_back = first(data.load_mnist("test"), limit)
         about["test_images"] = len(held_back[0])
-        about |= noisy | {"test_accuracy": _measure(model, held_back, seed, **noisy)}
+        about["test_accuracy"] = _measure(model, held_back, seed, **noisy)
         models.save(model, path, **about)
         for key, share in about["test_accuracy"].items():
             print_share(key, share, len(held_back[0]))
