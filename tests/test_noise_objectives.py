@@ -51,6 +51,7 @@ ALL = {
     "consistency": partial(objectives.consistency, lam=5.0),
     "smoothadv": partial(objectives.smoothadv, eps=0.5, samples=2, steps=2),
     "macer": partial(objectives.macer, lam=4.0, samples=4),
+    "smoothmix": partial(objectives.smoothmix, samples=2, steps=2),
 }
 
 
@@ -114,7 +115,7 @@ def test_macer_leaves_out_quantiles_that_are_not_finite():
     assert gradient.isfinite()
 
 
-@pytest.mark.parametrize("name", sorted(ALL.keys() - {"smoothadv"}))
+@pytest.mark.parametrize("name", sorted(ALL.keys() - {"smoothadv", "smoothmix"}))
 def test_gradients_against_finite_differences(name):
     def loss(w):
         return ALL[name](SIGMA, generator=seeded())(lambda x: torch.tanh(x) @ w, X, Y)
@@ -163,6 +164,35 @@ def test_smoothadv_on_a_linear_network():
                                      generator=seeded())  # fmt: skip
     found = objective(model, X, y).item()
     assert by_hand(0.0) < by_hand(0.5) < found <= by_hand(0.6) + 1e-9
+
+
+@pytest.mark.parametrize(("steps", "warm"), [(1, 1.0), (2, 1.0), (3, 0.4)])
+def test_smoothmix_by_hand(steps, warm):
+    """The attack one image at a time, by autograd; the loss one copy at a time, with NumPy."""
+    generator = seeded()
+    drawn = SIGMA * torch.randn(5, 2, 4, generator=generator, dtype=torch.float64)
+    share = 0.5 * torch.rand(5, generator=generator, dtype=torch.float64).numpy()
+    total, rights = [], []
+    for i in range(5):
+        points = [X[i]]
+        for _ in range(steps):
+            z = points[-1].clone().requires_grad_()
+            soft = network(z + drawn[i]).softmax(1).mean(0)
+            (gradient,) = torch.autograd.grad(-soft[Y[i]].log(), z)
+            points.append(points[-1] + 0.3 * gradient / gradient.norm())
+        near = X[i] + warm * (points[1] - X[i])
+        p = softmax(network(near + drawn[i]).numpy(), axis=1)
+        mean = p.mean(0)
+        mixed = (1 - share[i]) * near + share[i] * points[-1]
+        target = (1 - share[i]) * mean + share[i] / 3
+        q = softmax(network(mixed + drawn[i]).numpy(), axis=1)
+        apart = np.mean([entropy(target, q[j]) for j in range(2)])
+        rights.append(mean.argmax() == Y[i].item())
+        total.append(-np.log(p[:, Y[i]]).mean() + 5 * warm * rights[-1] * apart)
+    assert 0 < sum(rights) < 5
+    objective = objectives.smoothmix(SIGMA, 5.0, samples=2, steps=steps, step_size=0.3, warm=warm,
+                                     bounds=None, generator=seeded())  # fmt: skip
+    assert objective(network, X, Y).item() == pytest.approx(np.mean(total), rel=1e-6)
 
 
 def test_smoothadv_without_a_ball_is_consistency():
@@ -221,6 +251,8 @@ def test_consistency_never_lowers_the_loss(scale, lam, eta, samples):
     (partial(objectives.smoothadv, 0.5, -1.0), r"eps=-1\.0"),
     (partial(objectives.smoothadv, 0.5, 1.0, steps=0), "steps=0"),
     (partial(objectives.macer, 0.5, 1.0, -8.0), r"gamma=-8\.0"),
+    (partial(objectives.smoothmix, 0.5, steps=0), "steps=0"),
+    (partial(objectives.smoothmix, 0.5, warm=float("nan")), "warm=nan"),
     (partial(objectives.macer, 0.5, 1.0, samples=0), "samples=0"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused_before_training(make, message):

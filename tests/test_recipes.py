@@ -18,7 +18,7 @@ def made(monkeypatch):
 
     def ask(name, sigma, epoch=0.0):
         calls = []
-        for kind in ("gaussian", "stability", "consistency", "smoothadv", "macer"):
+        for kind in ("gaussian", "stability", "consistency", "smoothadv", "macer", "smoothmix"):
 
             def record(*given, _kind=kind, **named):
                 named.pop("generator")
@@ -61,12 +61,21 @@ def test_macer_counts_the_radius_from_epoch_thirty_on(made, sigma, lam):
         assert made("macer", sigma, epoch) == ("macer", (sigma, weight), {"samples": 16})
 
 
+@pytest.mark.parametrize(("sigma", "steps"), [(0.25, 2), (0.5, 4), (1.0, 8)])
+def test_smoothmix_warms_up_over_ten_epochs(made, sigma, steps):
+    for epoch, warm in ((0.0, 0.1), (4.9, 0.5), (9.0, 1.0), (70.0, 1.0)):
+        kind, given, named = made("smoothmix", sigma, epoch)
+        assert (kind, given) == ("smoothmix", (sigma, 5.0))
+        assert named == {"samples": 4, "steps": steps, "warm": pytest.approx(warm)}
+
+
 def test_published_optimisation():
     """SGD at 0.01, momentum 0.9, weight decay 1e-4; batches of 256; times 0.1 every 30 of 90."""
     for name, recipe in recipes.PUBLISHED.items():
         assert recipe.epochs == 90
-        # SmoothAdv goes through 64 images, 4 copies each, per step.
-        assert recipe.batch_size == (64 if name.startswith("smoothadv") else 256)
+        # These go through 64 images, 4 copies each, per step.
+        attacking = name.startswith(("smoothadv", "smoothmix"))
+        assert recipe.batch_size == (64 if attacking else 256)
         descent = recipe.optimizer([nn.Parameter(torch.zeros(1))])
         assert {key: descent.defaults[key] for key in ("lr", "momentum", "weight_decay")} == {
             "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4

@@ -155,8 +155,8 @@ def test_a_dry_run_runs_nothing(runs, tmp_path):
     found = CliRunner().invoke(cli.app, f"study mnist --dry-run --out {tmp_path}".split())
     assert found.exit_code == 0
     assert runs[0] == []
-    # 6 methods, 3 sigmas, 2 sets; and 3 networks at 3 sigmas
-    assert found.output.count("$ trustml certify") == 36 + 9
+    # 7 methods, 3 sigmas, 2 sets; and 3 networks at 3 sigmas
+    assert found.output.count("$ trustml certify") == 42 + 9
     assert list(tmp_path.iterdir()) == []
 
 

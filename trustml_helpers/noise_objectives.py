@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from trustml_helpers.attacks import pgd_smoothed
 from trustml_helpers.bounds import check_sigma
-from trustml_helpers.norms import Bounds, draw
+from trustml_helpers.norms import NORMS, Bounds, columns, draw
 
 Objective = Callable[[Any, Tensor, Tensor], Tensor]
 
@@ -47,8 +48,8 @@ def stability(sigma: float, lam: float = 2.0, *, generator: torch.Generator) -> 
         sigma, generator: as for :func:`gaussian`.
         lam: weight of the second term, at least 0.
 
-    Source: Li et al. (2019), "Certified adversarial robustness with additive noise", equation 12,
-    with lam = 2 as in Jeong & Shin (2020).
+    Source: Li et al. (2019), "Certified adversarial robustness with additive noise"; form and
+    weight as compared by Jeong & Shin (2020).
 
     >>> objective = stability(0.0, generator=torch.Generator())
     >>> objective(lambda x: x, torch.zeros(2, 10), torch.tensor([0, 1])) / 3
@@ -83,7 +84,8 @@ def consistency(
         eta: weight of the entropy, at least 0.
         samples: noisy copies per image.
 
-    Source: Jeong & Shin (2020), equations 8 and 9.
+    Source: Jeong & Shin (2020), "Consistency regularization for certified robustness of smoothed
+    classifiers".
 
     >>> objective = consistency(0.0, 10.0, 1.0, generator=torch.Generator())
     >>> objective(lambda x: x, torch.zeros(2, 10), torch.tensor([0, 1])) / 2
@@ -123,7 +125,8 @@ def smoothadv(
         steps: of the attack, each of length ``2 * eps / steps``.
         bounds: of the attacked image before the noise.
 
-    Source: Salman et al. (2019), algorithm 1; with lam, Jeong & Shin (2020), section 4.
+    Source: Salman et al. (2019), "Provably robust deep learning via adversarially trained smoothed
+    classifiers"; with lam, Jeong & Shin (2020).
 
     >>> objective = smoothadv(0.5, 1.0, generator=torch.Generator())
     >>> objective(lambda x: 0 * x, torch.zeros(2, 10), torch.tensor([0, 1]))
@@ -168,7 +171,8 @@ def macer(
         beta: inverse temperature of the soft vote, above 0.
         samples: noisy copies per image.
 
-    Source: Zhai et al. (2020), "MACER", equations 12 to 14 and algorithm 1.
+    Source: Zhai et al. (2020), "MACER: attack-free and scalable robust training via maximizing
+    certified radius", algorithm 1.
 
     >>> objective = macer(1.0, 0.0, generator=torch.Generator())
     >>> objective(lambda x: 0 * x, torch.zeros(2, 10), torch.tensor([0, 1]))
@@ -188,6 +192,66 @@ def macer(
         z = torch.special.ndtri(top[(which[:, 0] == y) & (top[:, 0] < 1) & (top[:, 1] > 0)])
         hinge = (gamma - (z[:, 0] - z[:, 1])).clamp(min=0).sum() / len(y)
         return loss + lam * sigma / 2 * hinge.to(loss.dtype)
+
+    return objective
+
+
+def smoothmix(
+    sigma: float,
+    eta: float = 5.0,
+    *,
+    samples: int = 4,
+    steps: int = 4,
+    step_size: float = 1.0,
+    warm: float = 1.0,
+    bounds: Bounds = (0, 1),
+    generator: torch.Generator,
+) -> Objective:
+    """SmoothMix with the one-step adversary: predictions fade towards "no idea" along an attack.
+
+    An l2 attack without a ball leads away from x. Its first point replaces x in the cross-entropy;
+    between that point and the last one, a random mixture (at most half of the last) should be
+    predicted as the same mixture of the mean prediction p and the uniform distribution. This
+    second term counts only for images where p is right.
+
+    Args:
+        sigma, generator: as for :func:`gaussian`; the generator also draws the mixture.
+        eta: weight of the second term.
+        samples: noisy copies per image, the same in the attack and in the loss.
+        steps, step_size: of the attack, lengths in pixel units.
+        warm: in [0, 1], scales ``eta`` and the length of the first step; grows in training.
+        bounds: of the attacked image before the noise.
+
+    Source: Jeong et al. (2021), "SmoothMix: training confidence-calibrated smoothed classifiers
+    for certified robustness".
+
+    >>> objective = smoothmix(0.5, generator=torch.Generator())
+    >>> objective(lambda x: 0 * x, torch.zeros(2, 10), torch.tensor([0, 1]))
+    tensor(2.3026)
+    """
+    check_sigma(sigma)
+    _check(sigma, samples, eta=eta, step_size=step_size, warm=warm)
+    if steps < 1:
+        raise ValueError(f"steps={steps}: expected at least 1")
+
+    def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        noise = _noise(x, samples, sigma, generator)
+        attack = partial(pgd_smoothed, model, x, y, steps * step_size, sigma, noise=noise,
+                         bounds=bounds, step_size=step_size, keep="last")  # fmt: skip
+        one = attack(steps=1, random_start=False)
+        last = attack(steps=steps - 1, start=one) if steps > 1 else one
+        near = NORMS["l2"].projection(x, warm * step_size, bounds)(one)
+
+        log_p = _logits_under(noise, model, near).log_softmax(2)
+        mean = log_p.exp().mean(1)
+        share = 0.5 * draw(mean[:, 0].detach(), torch.rand, generator)
+        mixed = torch.lerp(near, last, columns(share, x))
+        target = torch.lerp(mean, torch.full_like(mean, 1 / mean.shape[1]), share[:, None])
+        log_q = _logits_under(noise, model, mixed).log_softmax(2).mean(1)
+        apart = (torch.special.xlogy(target, target) - target * log_q).sum(1)
+        right = mean.argmax(1) == y
+        loss = F.nll_loss(log_p.flatten(0, 1), y.repeat_interleave(samples))
+        return loss + eta * warm * (right * apart).mean()
 
     return objective
 

@@ -20,13 +20,14 @@ from trustml_helpers.noise_objectives import (
     gaussian,
     macer,
     smoothadv,
+    smoothmix,
     stability,
 )
 from trustml_helpers.norms import Bounds, draw
 
 __all__ = [
     "ByEpoch", "Objective", "adversarial", "consistency", "gaussian", "macer", "mixed",
-    "smoothadv", "stability", "standard", "trades",
+    "smoothadv", "smoothmix", "stability", "standard", "trades",
 ]  # fmt: skip
 
 

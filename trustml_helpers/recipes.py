@@ -38,7 +38,7 @@ class Recipe:
     Args:
         make: ``(sigma, generator) -> objective``.
         words: the objective and its settings, for a card.
-        copies: forward and backward passes per image and epoch.
+        copies: forward and backward passes per image and epoch, at sigma 0.5.
         source: where the settings are from.
         epochs, batch_size, optimizer, scheduler, precision: as for :func:`training.fit`.
         channels_last: memory layout of the weights.
@@ -93,6 +93,20 @@ def _macer(
     return ByEpoch(lambda epoch: first if epoch < wait else then)
 
 
+def _smoothmix(
+    sigma: float, generator: torch.Generator, *, samples: int = 4, longest: int = 8, ramp: int = 10
+) -> ByEpoch:
+    """Two steps of length 1 at sigma .25, four at .5, eight at 1, or ``longest``."""
+
+    def at(epoch: float) -> Objective:
+        return objectives.smoothmix(
+            sigma, 5.0, samples=samples, steps=min(round(8 * sigma), longest),
+            warm=min(1.0, (int(epoch) + 1) / ramp), generator=generator,
+        )  # fmt: skip
+
+    return ByEpoch(at)
+
+
 _JEONG = "Jeong & Shin (2020), MNIST"
 PUBLISHED = {
     "gaussian": Recipe(_gaussian, "Gaussian noise", 1, f"Cohen et al. (2019), as in {_JEONG}"),
@@ -113,6 +127,10 @@ PUBLISHED = {
     "macer": Recipe(
         _macer, "MACER, k 16, lambda 16 (6 at sigma 1) from epoch 30 on, beta 16, gamma 8", 16,
         f"Zhai et al. (2020), as in {_JEONG}",
+    ),
+    "smoothmix": Recipe(
+        _smoothmix, "SmoothMix with the one-step adversary, m 4, eta 5, 2, 4, 8 steps of 1 at "
+        "sigma .25, .5, 1", 24, "Jeong et al. (2021), MNIST", batch_size=64,
     ),
 }  # fmt: skip
 _quick = partial(
@@ -136,6 +154,11 @@ QUICK = {
         PUBLISHED["macer"], make=partial(_macer, samples=6, wait=3), copies=6, epochs=8,
         words="MACER, k 6, lambda 16 (6 at sigma 1) from epoch 3 on, beta 16, gamma 8",
         batch_size=128, scheduler=training.triangular(0.03, top=0.3),
+    ),
+    "quick_smoothmix": _quick(
+        PUBLISHED["smoothmix"], make=partial(_smoothmix, samples=2, longest=2, ramp=2), copies=8,
+        words="SmoothMix with the one-step adversary, m 2, eta 5, 2 steps of 1", epochs=8,
+        batch_size=128,
     ),
 }  # fmt: skip
 RECIPES = PUBLISHED | QUICK

@@ -32,7 +32,7 @@ METHODS = tuple(PUBLISHED)
 NAMES = {
     "gaussian": "Gaussian", "stability": "Stability", "consistency": "Consistency",
     "smoothadv": "SmoothAdv", "smoothadv_consistency": "SmoothAdv + Consistency",
-    "macer": "MACER",
+    "macer": "MACER", "smoothmix": "SmoothMix",
 }  # fmt: skip
 RADII = tuple(0.25 * k for k in range(12))
 # With few samples the cap would hide what the methods differ in.
