@@ -46,7 +46,7 @@ def test_table_from_known_counts(tmp_path):
     votes = [99_000, 70_000, 100_000, 40_000]
     write_log(tmp_path / "macer_0.5_n100000.tsv", 0.5, 100_000, votes, 500)
     write_log(tmp_path / "gaussian_0.5_n100000.tsv", 0.5, 100_000, [60_000], 500)
-    write_log(tmp_path / "gaussian_0.5_seed1_n10000.tsv", 0.5, 10_000, [9_000], 4)
+    write_log(tmp_path / "gaussian_0.5_seed1_n10000.tsv", 0.5, 10_000, [9_000], 500)
     write_log(tmp_path / "validation" / "macer_0.5.tsv", 0.5, 1000, [900], 5)
     write_log(tmp_path / "validation" / "gaussian_0.5.tsv", 0.5, 1000, [800], 5)
     table = study.summarise(tmp_path).set_index(["method", "n"])
