@@ -20,8 +20,10 @@ course: $(STAMP)
 	$(EXECUTE) --to html --template classic --output-dir build/course $(NOTEBOOKS)
 	@echo "open build/course/$(notdir $(basename $(firstword $(NOTEBOOKS)))).html"
 
+# One thread in each of several processes is faster than the other way round; a file or notebook
+# stays in one process.
 test: lint
-	$(BIN)/python -m pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report=term -n auto --maxprocesses 4 --dist loadscope
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
