@@ -20,10 +20,8 @@ from trustml_helpers.objectives import ByEpoch, Objective
 Make = Callable[[float, torch.Generator], Objective | ByEpoch]
 
 
-slow: training.MakeOptimizer = partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=1e-4)
-fast: training.MakeOptimizer = partial(
-    torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4
-)
+slow = partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=1e-4)
+fast = partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
 
 
 def every_third(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
