@@ -9,10 +9,10 @@ import torch
 from helpers import Awkward
 from hypothesis import settings
 
-# CI must be repeatable; at home every run looks at new examples.
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+# CI must be repeatable; at home every run looks at new examples. No test is timed.
+settings.register_profile("home", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "home")
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_l2_with_bounds_reaches_the_optimum_of_an_independent_solver():
         assert c @ found == pytest.approx(best.fun, abs=1e-4)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**31),
     eps=st.floats(0, 1),

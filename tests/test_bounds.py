@@ -50,7 +50,7 @@ def test_exact_ends():
     )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.integers(1, 100_000), st.floats(0, 1), st.floats(1e-6, 0.5))
 def test_against_scipy(n, share, alpha):
     k = round(share * n)
@@ -105,7 +105,7 @@ def test_radii():
     assert bounds.two_class_radius(0.3, 0.4, 1.0) == 0
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 10))
 def test_two_classes_are_never_worse(p_a, p_b, sigma):
     one, two = bounds.certified_radius(p_a, sigma), bounds.two_class_radius(p_a, p_b, sigma)
@@ -114,7 +114,7 @@ def test_two_classes_are_never_worse(p_a, p_b, sigma):
     assert not np.isnan(two)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(1, 1000), st.floats(1e-9, 0.4))
 def test_monotone_in_k(n, alpha):
     lower = bounds.lower_conf_bound(np.arange(n + 1), n, alpha)

@@ -28,7 +28,7 @@ def bisected_projection(z, x, eps, low, high):
     return x + at(small)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(0, 2**31), st.floats(0.01, 5), st.floats(0.01, 20))
 def test_l2_projection_is_exact(seed, eps, spread):
     g = torch.Generator().manual_seed(seed)
@@ -54,7 +54,7 @@ def quadratic_program(z, x, eps):
     return point(found.x)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(0, 2**31), st.floats(0.01, 6), st.floats(0.01, 5))
 def test_l1_projection_against_a_quadratic_program(seed, eps, spread):
     g = torch.Generator().manual_seed(seed)
@@ -86,7 +86,7 @@ def test_l1_step_fills_the_pixels_of_largest_gradient():
     assert torch.allclose(free, torch.tensor([[0.7, 0.2, 0.5, 1.6]], dtype=torch.float64))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 2**31), st.floats(0.05, 6))
 def test_l1_step_is_the_best_of_the_ball_and_box(seed, length):
     """max w.delta over |delta|_1 <= length and the box is a linear program."""

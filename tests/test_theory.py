@@ -41,7 +41,7 @@ def test_cell_masses_are_exact_in_both_tails():
         theory.cell_masses([0.0], 0, 0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.integers(2, 12), st.floats(0, 1))
 def test_linear_program_is_neyman_pearson(seed, cells, p_a):
     rng = np.random.default_rng(seed)

@@ -27,6 +27,7 @@ from trustml_helpers.losses import (
     dlr,
     dlr_targeted,
     is_fooled,
+    log_mean_softmax,
     margin,
     named,
     usable,
@@ -273,10 +274,7 @@ def pgd_smoothed(
 
     def soft_vote(z: Tensor) -> Tensor:
         noisy = z[:, None] + noise
-        logits = model(noisy.flatten(0, 1))
-        # The logarithm of probabilities: cross-entropy of these "logits" is exactly -log mean p_y.
-        log_shares = logits.log_softmax(1).unflatten(0, noisy.shape[:2])
-        return log_shares.logsumexp(1) - math.log(noisy.shape[1])
+        return log_mean_softmax(model(noisy.flatten(0, 1)).unflatten(0, noisy.shape[:2]))
 
     with unchanged(model):
         return pgd(soft_vote, x, y, eps, norm="l2", bounds=bounds, steps=steps, generator=generator,

@@ -57,7 +57,7 @@ def mnist(
     )  # fmt: skip
     for step in plan:
         typer.echo(f"$ {shlex.join(['trustml', *step.words])}")
-        if dry_run or (step.once and step.output.exists()):
+        if dry_run or step.done:
             continue
         step.output.parent.mkdir(parents=True, exist_ok=True)
         code = subprocess.run([sys.executable, "-m", "trustml_helpers", *step.words]).returncode

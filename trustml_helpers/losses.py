@@ -71,6 +71,17 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return (wanted - true) / (scale + _tiny(logits))
 
 
+def log_mean_softmax(logits: Tensor) -> Tensor:
+    """Logarithm of the mean softmax over copies: ``(n, copies, K)`` to ``(n, K)``.
+
+    As "logits" of a cross-entropy these give ``-log mean_i p_i[y]``, the loss of a soft vote.
+
+    >>> log_mean_softmax(torch.tensor([[[0.0, 0.0], [9.0, -9.0]]])).exp().round(decimals=3)
+    tensor([[0.7500, 0.2500]])
+    """
+    return logits.log_softmax(2).logsumexp(1) - math.log(logits.shape[1])
+
+
 def _tiny(logits: Tensor) -> float:
     return 1e-12 if logits.dtype in (torch.float32, torch.float64) else 1e-6
 

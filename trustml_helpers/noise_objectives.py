@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trustml_helpers.attacks import pgd_smoothed
 from trustml_helpers.bounds import check_sigma
+from trustml_helpers.losses import log_mean_softmax
 from trustml_helpers.norms import NORMS, Bounds, columns, draw
 
 Objective = Callable[[Any, Tensor, Tensor], Tensor]
@@ -133,9 +134,7 @@ def smoothadv(
     tensor(2.3026)
     """
     check_sigma(sigma)
-    _check(sigma, samples, eps=eps, lam=lam, eta=eta)
-    if steps < 1:
-        raise ValueError(f"steps={steps}: expected at least 1")
+    _check(sigma, samples, steps, eps=eps, lam=lam, eta=eta)
 
     def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
         noise = _noise(x, samples, sigma, generator)
@@ -182,8 +181,7 @@ def macer(
 
     def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
         logits = _logits_under(_noise(x, samples, sigma, generator), model, x)
-        log_shares = logits.log_softmax(2).logsumexp(1) - math.log(samples)
-        loss = F.nll_loss(log_shares, y)
+        loss = F.nll_loss(log_mean_softmax(logits), y)
         if lam == 0:
             return loss
         # In float64: in float32 a share within 6e-8 of 1 is 1, and its quantile infinite.
@@ -230,9 +228,7 @@ def smoothmix(
     tensor(2.3026)
     """
     check_sigma(sigma)
-    _check(sigma, samples, eta=eta, step_size=step_size, warm=warm)
-    if steps < 1:
-        raise ValueError(f"steps={steps}: expected at least 1")
+    _check(sigma, samples, steps, eta=eta, step_size=step_size, warm=warm)
 
     def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
         noise = _noise(x, samples, sigma, generator)
@@ -250,8 +246,7 @@ def smoothmix(
         log_q = _logits_under(noise, model, mixed).log_softmax(2).mean(1)
         apart = (torch.special.xlogy(target, target) - target * log_q).sum(1)
         right = mean.argmax(1) == y
-        loss = F.nll_loss(log_p.flatten(0, 1), y.repeat_interleave(samples))
-        return loss + eta * warm * (right * apart).mean()
+        return _each(log_p, y) + eta * warm * (right * apart).mean()
 
     return objective
 
@@ -259,14 +254,19 @@ def smoothmix(
 def _consistency(logits: Tensor, y: Tensor, lam: float, eta: float) -> Tensor:
     """The loss of :func:`consistency` from logits ``(n, samples, K)``."""
     log_p = logits.log_softmax(2)
-    loss = F.nll_loss(log_p.flatten(0, 1), y.repeat_interleave(logits.shape[1]))
+    loss = _each(log_p, y)
     if lam == 0 and eta == 0:
         return loss
     mean = log_p.exp().mean(1)
-    log_mean = log_p.logsumexp(1) - math.log(logits.shape[1])
+    log_mean = log_mean_softmax(logits)
     entropy = -(mean * log_mean).sum(1).mean()
     divergence = (mean * (log_mean - log_p.mean(1))).sum(1).mean()
     return loss + lam * divergence + eta * entropy
+
+
+def _each(log_p: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy of the single copies, from log-probabilities ``(n, samples, K)``."""
+    return F.nll_loss(log_p.flatten(0, 1), y.repeat_interleave(log_p.shape[1]))
 
 
 def _noise(x: Tensor, samples: int, sigma: float, generator: torch.Generator) -> Tensor:
@@ -285,11 +285,12 @@ def _widened(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _check(sigma: float, samples: int, **weights: float) -> None:
+def _check(sigma: float, samples: int, steps: int = 1, **weights: float) -> None:
     if not 0 <= sigma < math.inf:
         raise ValueError(f"sigma={sigma}: expected a finite number >= 0, in pixel units")
-    if samples < 1:
-        raise ValueError(f"samples={samples}: expected at least 1")
+    for name, count in {"samples": samples, "steps": steps}.items():
+        if count < 1:
+            raise ValueError(f"{name}={count}: expected at least 1")
     for name, value in weights.items():
         if not 0 <= value < math.inf:
             raise ValueError(f"{name}={value}: expected a finite number >= 0")

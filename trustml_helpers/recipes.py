@@ -75,9 +75,10 @@ def _smoothadv(
     """eps grows in equal steps over the first ``ramp`` epochs to 255/256."""
 
     def at(epoch: float) -> Objective:
-        eps = 255 / 256 * min(1.0, (int(epoch) + 1) / ramp)
-        return objectives.smoothadv(sigma, eps, lam, 0.5 if lam else 0.0, samples=samples,
-                                    steps=steps, generator=generator)  # fmt: skip
+        return objectives.smoothadv(
+            sigma, 255 / 256 * _grown(epoch, ramp), lam, 0.5 if lam else 0.0, samples=samples,
+            steps=steps, generator=generator,
+        )  # fmt: skip
 
     return ByEpoch(at)
 
@@ -99,10 +100,15 @@ def _smoothmix(
     def at(epoch: float) -> Objective:
         return objectives.smoothmix(
             sigma, 5.0, samples=samples, steps=min(round(8 * sigma), longest),
-            warm=min(1.0, (int(epoch) + 1) / ramp), generator=generator,
+            warm=_grown(epoch, ramp), generator=generator,
         )  # fmt: skip
 
     return ByEpoch(at)
+
+
+def _grown(epoch: float, ramp: int) -> float:
+    """1 from epoch ``ramp`` on, in equal steps up to there."""
+    return min(1.0, (int(epoch) + 1) / ramp)
 
 
 _JEONG = "Jeong & Shin (2020), MNIST"

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trustml_helpers import models
 from trustml_helpers.certification import (
@@ -22,6 +22,7 @@ from trustml_helpers.certification import (
 )
 from trustml_helpers.data import data_folder
 from trustml_helpers.recipes import PUBLISHED
+from trustml_helpers.smoothing import ABSTAIN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,13 +47,15 @@ class Step:
     Args:
         words: what stands after ``trustml``.
         output: the file that it makes.
-        once: whether the file's existence says that the step is done; a certification looks into
-            its log instead.
     """
 
     words: list[str]
     output: Path
-    once: bool
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing to do. A certification looks into its log itself."""
+        return self.words[0] == "train" and self.output.exists()
 
 
 def steps(
@@ -102,7 +105,7 @@ def steps(
                 network = str(made)
                 words = ["train", name, "--recipe", f"{prefix}{method}", "--sigma", str(sigma),
                          "--seed", str(seed), "--out", str(made.parent)]  # fmt: skip
-                found.append(Step(words, made, once=True))
+                found.append(Step(words, made))
             logs = [(folder / f"{key}_n{n}.tsv", ["--n", str(n), "--every", str(every)])]
             if seed == 0:  # with another seed, others are held out of training
                 logs.insert(0, (folder / "validation" / f"{key}.tsv", _VALIDATION))
@@ -114,7 +117,7 @@ def steps(
                 ]  # fmt: skip
             for log, which in logs:
                 words = ["certify", network, str(log), *which, *certify]
-                found.append(Step(words, log, once=False))
+                found.append(Step(words, log))
     return found
 
 
@@ -123,7 +126,7 @@ def _key(method: str, sigma: float, seed: int) -> str:
 
 
 def summarise(folder: Path) -> pd.DataFrame:
-    """One row per log of a study, sorted by sigma and ACR.
+    """One row per log of a study, sorted by n, sigma and ACR.
 
     Args:
         folder: holds ``METHOD_SIGMA[_seedS]_nN.tsv`` with their JSON files, and
@@ -141,21 +144,23 @@ def summarise(folder: Path) -> pd.DataFrame:
     published = pd.read_csv(data_folder() / "published" / "mnist_acr.csv")
     rows = []
     for path in sorted(folder.glob("*_n*.tsv")):
-        settings = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        key, _, _ = path.stem.rpartition("_n")
+        key, _, n = path.stem.rpartition("_n")
         method, sigma, seed = _parse(key)
-        log = read_log(path)
-        row = {"method": method, "sigma": sigma, "seed": seed, "n": settings["n"],
-               "images": len(log)} | _both(log, settings)  # fmt: skip
-        column = {500: "acr_every_20th", 10_000: "acr"}.get(len(log))
+        one, two = _bounded(path, "one_class"), _bounded(path, "two_class")
+        acr, error = average_certified_radius(one)
+        acr_two, error_two = average_certified_radius(two)
+        row = {"method": method, "sigma": sigma, "seed": seed, "n": int(n), "images": len(one),
+               "acr": acr, "se": error, "acr_two": acr_two, "se_two": error_two,
+               "abstained": float((one["predict"] == ABSTAIN).mean())}  # fmt: skip
+        column = {500: "acr_every_20th", 10_000: "acr"}.get(len(one))
         known = published[(published.method == NAMES[method]) & (published.sigma == sigma)]
-        if column and settings["n"] == 100_000 and len(known):
+        if column and row["n"] == 100_000 and len(known):
             row["published"] = float(known[column].iloc[0])
         held = folder / "validation" / f"{key}.tsv"
         if held.exists():
-            about = json.loads(held.with_suffix(".json").read_text(encoding="utf-8"))
-            row["acr_validation"] = _both(read_log(held), about)["acr"]
-        rows.append(row)
+            row["acr_validation"] = average_certified_radius(_bounded(held, "one_class"))[0]
+        shares = zip(RADII, certified_accuracy(one, RADII), strict=True)
+        rows.append(row | {f"r={radius:g}": float(share) for radius, share in shares})
     if not rows:
         raise ValueError(f"folder={str(folder)!r}: no logs METHOD_SIGMA_nN.tsv there")
     table = pd.DataFrame(rows)
@@ -182,12 +187,9 @@ def mismatch(folder: Path, radius: float) -> pd.DataFrame:
 
     found: dict[float, dict[float, float]] = {}
     for path in sorted((folder / "mismatch").glob("*_at_*.tsv")):
-        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         trained, _, used = path.stem.partition("_at_")
-        log = rebound(read_log(path), about["sigma"], about["n"], about["alpha"])
-        found.setdefault(float(used), {})[float(trained)] = float(
-            certified_accuracy(log, radius)[0]
-        )
+        share = float(certified_accuracy(_bounded(path, "one_class"), radius)[0])
+        found.setdefault(float(used), {})[float(trained)] = share
     return pd.DataFrame(found).sort_index(axis=0).sort_index(axis=1)
 
 
@@ -199,14 +201,7 @@ def _parse(key: str) -> tuple[str, float, int]:
     return method, float(sigma), int(seed or 0)
 
 
-def _both(log: pd.DataFrame, settings: dict[str, Any]) -> dict[str, float]:
-    """What the counts give under either bound."""
-    made = settings["sigma"], settings["n"], settings["alpha"]
-    one, two = rebound(log, *made), rebound(log, *made, "two_class")
-    acr, error = average_certified_radius(one)
-    acr_two, error_two = average_certified_radius(two)
-    shares = zip(RADII, certified_accuracy(one, RADII), strict=True)
-    return {
-        "acr": acr, "se": error, "acr_two": acr_two, "se_two": error_two,
-        "abstained": float((one["predict"] == -1).mean()),
-    } | {f"r={radius:g}": float(share) for radius, share in shares}  # fmt: skip
+def _bounded(path: Path, bound: str) -> pd.DataFrame:
+    """A log as its counts give it under a bound, with the alpha it was made with."""
+    about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return rebound(read_log(path), about["sigma"], about["n"], about["alpha"], bound)
