@@ -29,7 +29,7 @@ def main() -> None:
     options = parser.parse_args()
     about = json.loads(options.log.with_suffix(".json").read_text())
     sigma, n, n0, alpha = (about[key] for key in ("sigma", "n", "n0", "alpha"))
-    log = certification.rebound(certification.read_log(options.log), sigma, n, alpha)
+    log = certification.read_log(options.log, "one_class")
     counts = certification.vote_counts(log)
     chosen = np.where(log["predict"] >= 0, log["predict"], counts.argmax(1))
     k, right = counts[np.arange(len(log)), chosen], chosen == log["label"].to_numpy()

@@ -456,6 +456,25 @@ def test_rebound_gives_what_the_other_run_would_have(case, tmp_path):
         certification.rebound(one, 0.25, 60, 0.05, "both")
 
 
+def test_a_log_is_read_under_another_bound(case, tmp_path):
+    path = tmp_path / "two.tsv"
+    two = certification.certify_dataset(*case, path, bound="two_class",
+                                        **SETTINGS | {"alpha": 0.05})  # fmt: skip
+    about = json.loads(path.with_suffix(".json").read_text())
+    expected = certification.rebound(two, about["sigma"], about["n"], 0.05)
+    found = certification.read_log(path, "one_class")
+    assert np.array_equal(found["radius"], expected["radius"])
+    assert (found["radius"] != two["radius"]).any()
+    with pytest.raises(ValueError, match="bound='both'"):
+        certification.read_log(path, "both")
+    path.with_suffix(".json").write_text('{"sigma": 1}')
+    with pytest.raises(LogError, match=r"bound='one_class': .*two.json does not say .*\('n'\)"):
+        certification.read_log(path, "one_class")
+    path.with_suffix(".json").unlink()
+    with pytest.raises(LogError, match="does not say sigma, n and alpha"):
+        certification.read_log(path, "one_class")
+
+
 def test_rows_that_abstained_stay_so():
     log = pd.DataFrame({"idx": [0], "label": [1], "predict": [-1], "radius": [0.0], "correct": [0],
                         "time": [1.0], "count_0": [100], "count_1": [0]})  # fmt: skip

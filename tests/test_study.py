@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -92,6 +93,45 @@ def test_mismatch_has_training_in_rows(tmp_path):
     assert table.loc[1.0].tolist() == [0.0, 0.5]
 
 
+def test_curves_by_sigma_and_method(tmp_path):
+    """One log per panel and line: not that of another n, another seed, a longer name."""
+    write_log(tmp_path / "smoothadv_0.5_n1000.tsv", 0.5, 1000, [990, 600], 4)
+    write_log(tmp_path / "smoothadv_consistency_0.5_n1000.tsv", 0.5, 1000, [1000], 4)
+    write_log(tmp_path / "gaussian_1.0_n1000.tsv", 1.0, 1000, [700], 4)
+    write_log(tmp_path / "gaussian_1.0_seed1_n1000.tsv", 1.0, 1000, [1000], 4)
+    write_log(tmp_path / "gaussian_0.5_n10000.tsv", 0.5, 10_000, [5_500], 4)
+    ends = [radius(k, 1000, 0.5) - 2e-6 for k in (600, 990, 1000)]
+    found = study.curves(tmp_path, [*ends, ends[2] + 1e-5], n=1000)
+    assert found == {
+        0.5: {"SmoothAdv": [1.0, 0.5, 0.0, 0.0], "SmoothAdv + Consistency": [1.0, 1.0, 1.0, 0.0]},
+        1.0: {"Gaussian": [1.0, 0.0, 0.0, 0.0]},
+    }
+    assert radius(700, 1000, 1.0) < ends[1]
+    assert list(found) == [0.5, 1.0]
+
+
+def test_the_pictures_show_the_curves_and_the_mismatch(tmp_path):
+    write_log(tmp_path / "macer_0.25_n1000.tsv", 0.25, 1000, [990], 4)
+    write_log(tmp_path / "gaussian_1.0_n1000.tsv", 1.0, 1000, [990], 4)
+    assert list(study.draw(tmp_path)) == ["curves_n1000"]
+    write_log(tmp_path / "gaussian_1.0_n20.tsv", 1.0, 20, [20], 4)
+    write_log(tmp_path / "mismatch" / "0.5_at_1.0.tsv", 1.0, 1000, [990], 4)
+    drawn = study.draw(tmp_path)
+    assert sorted(drawn) == ["curves_n1000", "curves_n20", "mismatch"]
+    left, right = drawn["curves_n1000"].axes
+    assert (left.get_title(), right.get_title()) == (
+        r"$\sigma=0.25$, n = 1,000", r"$\sigma=1$, n = 1,000"
+    )  # fmt: skip
+    for axes, sigma in ((left, 0.25), (right, 1.0)):
+        (line,) = axes.lines
+        x, y = line.get_data()
+        assert x[-1] == pytest.approx(4 * sigma)
+        assert np.array_equal(y, np.asarray(x) <= radius(990, 1000, sigma))
+    assert [text.get_text() for text in drawn["mismatch"].axes[0].texts] == ["100.0"]
+    for figure in drawn.values():
+        plt.close(figure)
+
+
 def test_steps_train_what_does_not_ship_and_choose_on_validation_images():
     found = study.steps(Path("out"), methods=["gaussian", "macer"], sigmas=[0.5], execution=["--x"])
     assert [step.words[0] for step in found] == [*["certify"] * 3, "train", "certify", "certify"]
@@ -138,6 +178,7 @@ def test_a_study_runs_its_commands_and_writes_the_table(runs, tmp_path):
     assert found.output.count("$ trustml ") == 3
     table = pd.read_csv(tmp_path / "summary.csv")
     assert table["method"].tolist() == ["stability"]
+    assert (tmp_path / "curves_n1000.png").read_bytes()[1:4] == b"PNG"
     CliRunner().invoke(cli.app, words)
     assert [each[0] for each in ran[3:]] == ["certify", "certify"]  # which look into their logs
 

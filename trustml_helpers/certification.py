@@ -300,17 +300,24 @@ def _whole_lines(text: str) -> list[str]:
     return text[: text.rfind("\n") + 1].splitlines(keepends=True) or [""]
 
 
-def read_log(path: str | Path) -> pd.DataFrame:
+def read_log(path: str | Path, bound: str | None = None) -> pd.DataFrame:
     """A certification log as a table: this project's, or one of Cohen et al.'s format.
 
     A last row that was cut off in the middle is left out, with a warning.
+
+    Args:
+        path: of the log.
+        bound: ``"one_class"`` or ``"two_class"`` for the radii that the counts give under this
+            bound, by :func:`rebound` with the settings in the JSON file beside the log; the
+            written radii if not given.
 
     Returns:
         Columns ``idx label predict radius correct time`` (time in seconds, whatever its format),
         then the counts if the log has them.
 
     Raises:
-        LogError: if the file is missing or is not such a log.
+        LogError: if the file is missing or is not such a log, or, with ``bound``, has no settings
+            or no counts.
     """
     import pandas as pd
 
@@ -332,7 +339,17 @@ def read_log(path: str | Path) -> pd.DataFrame:
     if table["time"].dtype == object or str(table["time"].dtype).startswith("str"):
         # Cohen et al. write 0:00:17.123456, and some logs plain seconds.
         table["time"] = pd.to_timedelta(table["time"]).dt.total_seconds()
-    return table
+    if bound is None:
+        return table
+    try:
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        made = about["sigma"], about["n"], about["alpha"]
+    except (OSError, ValueError, KeyError) as error:
+        raise LogError(
+            f"bound={bound!r}: {path.with_suffix('.json')} does not say sigma, n and alpha "
+            f"({error}); read the log without bound and use rebound"
+        ) from error
+    return rebound(table, *made, bound)
 
 
 def certified_accuracy(log: pd.DataFrame, radii: ArrayLike) -> NDArray[np.float64]:

@@ -7,18 +7,18 @@ validation images; the test set is certified once per network.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from trustml_helpers import models
 from trustml_helpers.certification import (
     average_certified_radius,
     certified_accuracy,
     read_log,
-    rebound,
 )
 from trustml_helpers.data import data_folder
 from trustml_helpers.recipes import PUBLISHED
@@ -26,6 +26,7 @@ from trustml_helpers.smoothing import ABSTAIN
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 SIGMAS = (0.25, 0.5, 1.0)
 METHODS = tuple(PUBLISHED)
@@ -146,7 +147,7 @@ def summarise(folder: Path) -> pd.DataFrame:
     for path in sorted(folder.glob("*_n*.tsv")):
         key, _, n = path.stem.rpartition("_n")
         method, sigma, seed = _parse(key)
-        one, two = _bounded(path, "one_class"), _bounded(path, "two_class")
+        one, two = read_log(path, "one_class"), read_log(path, "two_class")
         acr, error = average_certified_radius(one)
         acr_two, error_two = average_certified_radius(two)
         row = {"method": method, "sigma": sigma, "seed": seed, "n": int(n), "images": len(one),
@@ -158,7 +159,7 @@ def summarise(folder: Path) -> pd.DataFrame:
             row["published"] = float(known[column].iloc[0])
         held = folder / "validation" / f"{key}.tsv"
         if held.exists():
-            row["acr_validation"] = average_certified_radius(_bounded(held, "one_class"))[0]
+            row["acr_validation"] = average_certified_radius(read_log(held, "one_class"))[0]
         shares = zip(RADII, certified_accuracy(one, RADII), strict=True)
         rows.append(row | {f"r={radius:g}": float(share) for radius, share in shares})
     if not rows:
@@ -188,9 +189,58 @@ def mismatch(folder: Path, radius: float) -> pd.DataFrame:
     found: dict[float, dict[float, float]] = {}
     for path in sorted((folder / "mismatch").glob("*_at_*.tsv")):
         trained, _, used = path.stem.partition("_at_")
-        share = float(certified_accuracy(_bounded(path, "one_class"), radius)[0])
+        share = float(certified_accuracy(read_log(path, "one_class"), radius)[0])
         found.setdefault(float(used), {})[float(trained)] = share
     return pd.DataFrame(found).sort_index(axis=0).sort_index(axis=1)
+
+
+def curves(folder: Path, radii: Sequence[float], *, n: int) -> dict[float, dict[str, list[float]]]:
+    """Certified accuracy (one-class) of the networks trained with seed 0, by sigma and method.
+
+    Args:
+        folder: of a study.
+        radii: in pixel units, ``(m,)``.
+        n: of the logs to read; a sigma or a method without such a log is left out.
+
+    Returns:
+        ``{sigma: {name of the method: shares (m,)}}``, methods in the order of :data:`NAMES`.
+    """
+    found: dict[float, dict[str, list[float]]] = {}
+    for method, name in NAMES.items():
+        for path in sorted(folder.glob(f"{method}_*_n{n}.tsv")):
+            key = path.stem.rpartition("_n")[0]
+            _, sigma, seed = _parse(key)
+            if seed == 0 and key == _key(method, sigma, seed):
+                shares = certified_accuracy(read_log(path, "one_class"), radii)
+                found.setdefault(sigma, {})[name] = shares.tolist()
+    return dict(sorted(found.items()))
+
+
+def draw(folder: Path) -> dict[str, Figure]:
+    """The pictures of a study by name: ``curves_nN`` for each n of its logs, and ``mismatch``."""
+    from trustml_helpers import figures
+
+    drawn: dict[str, Figure] = {}
+    for n in sorted({int(path.stem.rpartition("_n")[2]) for path in folder.glob("*_n*.tsv")}):
+        radii = (np.linspace(0.005, 1, 200) * 4).tolist()
+        by_sigma = curves(folder, radii, n=n)
+        if by_sigma:
+            label = r"radius $r$ in $\ell_2$, pixel units"
+            drawn[f"curves_n{n}"] = figures.curves(
+                [(label, [r for r in radii if r <= 4 * sigma],
+                  {name: share[: sum(r <= 4 * sigma for r in radii)]
+                   for name, share in lines.items()})
+                 for sigma, lines in by_sigma.items()],
+                "certified accuracy", legend="lower left",
+                titles=[rf"$\sigma={sigma:g}$, n = {n:,}" for sigma in by_sigma],
+            )  # fmt: skip
+    table = mismatch(folder, 0.5)
+    if len(table):
+        table = table.rename("trained with {:g}".format).rename("σ={:g}".format, axis=1)
+        drawn["mismatch"] = figures.matrix(
+            table, xlabel="certified with", note="certified accuracy in % at radius 0.5"
+        )
+    return drawn
 
 
 def _parse(key: str) -> tuple[str, float, int]:
@@ -199,9 +249,3 @@ def _parse(key: str) -> tuple[str, float, int]:
     if method not in NAMES:
         raise ValueError(f"{key}: expected METHOD_SIGMA with one of {', '.join(NAMES)}")
     return method, float(sigma), int(seed or 0)
-
-
-def _bounded(path: Path, bound: str) -> pd.DataFrame:
-    """A log as its counts give it under a bound, with the alpha it was made with."""
-    about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    return rebound(read_log(path), about["sigma"], about["n"], about["alpha"], bound)
