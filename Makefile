@@ -1,6 +1,7 @@
 # make course   set up, execute the notebooks, write them as HTML to build/course/
 # make test     set up, lint, type-check, then all tests, notebooks included
 # make lab      open JupyterLab on copies of the notebooks in work/ (ignored by git)
+# make site     write the web book to build/site/, from the outputs stored in the notebooks
 # make notebooks  execute the notebooks in place, to store fresh outputs (for authors)
 # make homework-release                      the students' version, in build/homework/
 # make homework-grade SUBMISSIONS=folder     grade every notebook of a folder
@@ -14,7 +15,7 @@ NOTEBOOKS := $(wildcard notebooks/0*.ipynb)
 EXECUTE := TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --execute --ExecutePreprocessor.timeout=300 \
 	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False
 
-.PHONY: course test lab notebooks lint homework-release homework-grade
+.PHONY: course test lab site notebooks lint homework-release homework-grade
 
 course: $(STAMP)
 	$(EXECUTE) --to html --template classic --output-dir build/course $(NOTEBOOKS)
@@ -35,6 +36,11 @@ lab: $(STAMP)
 	@for each in $(NOTEBOOKS); do test -e work/$${each##*/} || cp $$each work/; done
 	$(BIN)/jupyter lab --notebook-dir=work $(LAB)
 
+site: $(STAMP)
+	$(BIN)/python docs/site/assemble.py build/site-source
+	$(BIN)/python -m sphinx -W --keep-going -q build/site-source build/site
+	@echo "open build/site/index.html"
+
 notebooks: $(STAMP)
 	$(EXECUTE) --to notebook --inplace $(NOTEBOOKS)
 
@@ -50,5 +56,5 @@ $(STAMP): pyproject.toml
 		{ echo "Python 3.11 or newer is needed; try: make PYTHON=python3.12 course"; exit 1; }
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,homework]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,homework,docs]'
 	touch $@

@@ -1,0 +1,10 @@
+// Names for two parts of the theme that a screen reader would otherwise meet without one.
+document.addEventListener("DOMContentLoaded", () => {
+  for (const toggle of document.querySelectorAll("nav summary")) {
+    const link = toggle.closest("li")?.querySelector("a");
+    toggle.setAttribute("aria-label", `Pages below ${link?.textContent.trim() ?? "this one"}`);
+  }
+  const title = document.querySelector(".sidebar-primary-item:has(.navbar-brand)");
+  title?.setAttribute("role", "region");
+  title?.setAttribute("aria-label", "Title");
+});
