@@ -18,7 +18,9 @@ EXECUTE := TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --execute --ExecutePreprocess
 .PHONY: course test lab site notebooks lint homework-release homework-grade
 
 course: $(STAMP)
-	$(EXECUTE) --to html --template classic --output-dir build/course $(NOTEBOOKS)
+	$(EXECUTE) --to html --template course --TemplateExporter.extra_template_basedirs=docs/nbconvert \
+		--output-dir build/course $(NOTEBOOKS)
+	cp $(BIN)/lib/python3*/site-packages/sphinx-mathjax-offline/static/mathjax/tex-svg.js build/course/
 	@echo "open build/course/$(notdir $(basename $(firstword $(NOTEBOOKS)))).html"
 
 # One thread in each of several processes is faster than the other way round; a file or notebook

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -10,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from nbconvert import HTMLExporter
 
 pytest.importorskip("sphinx", reason="the site needs pip install -e '.[docs]'")
 ROOT = Path(__file__).parents[1]
@@ -112,6 +115,26 @@ def test_every_page_in_a_browser(browser, pages):
         formulas[name] = done
         page.close()
     assert all(formulas[f"notebooks/{lesson}.html"] > 20 for lesson in LESSONS), formulas
+
+
+def test_the_pages_of_make_course_need_no_network(browser, tmp_path):
+    """The template, on a stored notebook; make course executes it first."""
+    mathjax = next(iter(importlib.import_module("sphinx-mathjax-offline").__path__))
+    shutil.copy(Path(mathjax, "static", "mathjax", "tex-svg.js"), tmp_path)
+    basedirs = [str(ROOT / "docs/nbconvert")]
+    exporter = HTMLExporter(template_name="course", extra_template_basedirs=basedirs)
+    lesson = ROOT / "notebooks" / f"{LESSONS[3]}.ipynb"
+    html, _ = exporter.from_filename(str(lesson))
+    path = tmp_path / "lesson.html"
+    path.write_text(html, encoding="utf-8")
+    assert not Links(path).remote
+    bad = []
+    page = watched(browser, bad)
+    page.goto(path.as_uri())
+    page.evaluate("MathJax.startup.promise")
+    assert page.locator("mjx-container").count() > 100
+    assert page.locator("[data-mml-node='merror']").count() == 0
+    assert not bad
 
 
 def test_the_search_finds_a_word(browser, pages):
