@@ -221,19 +221,18 @@ def draw(folder: Path) -> dict[str, Figure]:
     from trustml_helpers import figures
 
     drawn: dict[str, Figure] = {}
+    radii = (0.02 * np.arange(1, 201)).tolist()
     for n in sorted({int(path.stem.rpartition("_n")[2]) for path in folder.glob("*_n*.tsv")}):
-        radii = (np.linspace(0.005, 1, 200) * 4).tolist()
-        by_sigma = curves(folder, radii, n=n)
-        if by_sigma:
-            label = r"radius $r$ in $\ell_2$, pixel units"
+        panels, titles = [], []
+        for sigma, lines in curves(folder, radii, n=n).items():
+            end = sum(radius <= 4 * sigma for radius in radii)  # n = 100,000 ends at 3.8 sigma
+            shown = {name: shares[:end] for name, shares in lines.items()}
+            panels.append((r"radius $r$ in $\ell_2$, pixel units", radii[:end], shown))
+            titles.append(rf"$\sigma={sigma:g}$, n = {n:,}")
+        if panels:  # there are none where all logs are of other seeds
             drawn[f"curves_n{n}"] = figures.curves(
-                [(label, [r for r in radii if r <= 4 * sigma],
-                  {name: share[: sum(r <= 4 * sigma for r in radii)]
-                   for name, share in lines.items()})
-                 for sigma, lines in by_sigma.items()],
-                "certified accuracy", legend="lower left",
-                titles=[rf"$\sigma={sigma:g}$, n = {n:,}" for sigma in by_sigma],
-            )  # fmt: skip
+                panels, "certified accuracy", legend="lower left", titles=titles
+            )
     table = mismatch(folder, 0.5)
     if len(table):
         table = table.rename("trained with {:g}".format).rename("σ={:g}".format, axis=1)
