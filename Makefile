@@ -2,6 +2,7 @@
 # make test     set up, lint, type-check, then all tests, notebooks included
 # make lab      open JupyterLab on copies of the notebooks in work/ (ignored by git)
 # make site     write the web book to build/site/, from the outputs stored in the notebooks
+# make slides   write one deck per notebook to build/slides/
 # make notebooks  execute the notebooks in place, to store fresh outputs (for authors)
 # make homework-release                      the students' version, in build/homework/
 # make homework-grade SUBMISSIONS=folder     grade every notebook of a folder
@@ -15,7 +16,7 @@ NOTEBOOKS := $(wildcard notebooks/0*.ipynb)
 EXECUTE := TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --execute --ExecutePreprocessor.timeout=300 \
 	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False
 
-.PHONY: course test lab site notebooks lint homework-release homework-grade
+.PHONY: course test lab site slides notebooks lint homework-release homework-grade
 
 course: $(STAMP)
 	$(EXECUTE) --to html --template course --TemplateExporter.extra_template_basedirs=docs/nbconvert \
@@ -42,6 +43,11 @@ site: $(STAMP)
 	$(BIN)/python docs/site/assemble.py build/site-source
 	$(BIN)/python -m sphinx -W --keep-going -q build/site-source build/site
 	@echo "open build/site/index.html"
+
+slides: $(STAMP)
+	$(BIN)/python docs/slides/cut.py build/slides-source
+	$(BIN)/python -m sphinx -b revealjs -W --keep-going -q build/slides-source build/slides
+	@echo "open build/slides/index.html"
 
 notebooks: $(STAMP)
 	$(EXECUTE) --to notebook --inplace $(NOTEBOOKS)

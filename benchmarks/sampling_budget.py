@@ -17,7 +17,7 @@ from scipy import special
 
 from trustml_helpers import bounds, certification, data, sequential
 
-DEFAULT = data.data_folder() / "results" / "mnist_gaussian" / "sigma_0.5_n100000.tsv"
+DEFAULT = data.data_folder() / "results" / "mnist_study" / "gaussian_0.5_n100000.tsv"
 ORDERS = 20  # per image
 
 

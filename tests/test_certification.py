@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 import torch
 from helpers import torchrun
 
-from trustml_helpers import bounds, certification, data, models
+from trustml_helpers import bounds, certification, data, models, study
 from trustml_helpers.certification import LogError
 from trustml_helpers.smoothing import SmoothedClassifier
 
@@ -207,28 +208,49 @@ def test_every_image_gets_noise_of_its_own(tmp_path):
 STORED = sorted((data.data_folder() / "results").rglob("*.tsv"))
 
 
-@pytest.mark.parametrize("path", STORED, ids=[path.stem for path in STORED])
-def test_stored_logs_follow_from_their_counts_and_a_shipped_network(path):
+@pytest.fixture(scope="module")
+def labels_of():
+    """The labels of the images that a stored log certified."""
+    held_out = data.train_validation_split(*data.load_mnist("train"), 5000)[1][1]
+    test = data.load_mnist("test")[1]
+    return lambda path: held_out if path.parent.name == "validation" else test
+
+
+@pytest.mark.parametrize("path", STORED, ids=[f"{path.parent.name}-{path.stem}" for path in STORED])
+def test_stored_logs_follow_from_their_counts_and_their_network(path, labels_of):
     log, about = certification.read_log(path), json.loads(path.with_suffix(".json").read_text())
-    model = models.load(f"mnist_lenet_gaussian_{about['sigma']}")
-    assert certification.fingerprint(model) == about["model_sha256"]
+    named = re.fullmatch(r"(?:(.+?)_)?([\d.]+)(?:_at_([\d.]+)|_n(\d+))?", path.stem)
+    method, trained, used, n = named.groups()
+    assert about["sigma"] == float(used or trained)
+    assert about["n"] == int(n or {"mismatch": 1000, "validation": 10_000}[path.parent.name])
+    network = f"mnist_lenet_{method or 'gaussian'}_{trained}"
+    if network in models.available() and path.parent.name != "fast":
+        assert certification.fingerprint(models.load(network)) == about["model_sha256"]
     counts = log[[f"count_{k}" for k in range(10)]].to_numpy()
     assert (counts.sum(axis=1) == about["n"]).all()
     again = certification.rebound(log, *(about[k] for k in ("sigma", "n", "alpha", "bound")))
     assert again.equals(log)
-    k = counts[range(len(log)), log["predict"].clip(lower=0)]
+    one = certification.read_log(path, "one_class")
+    k = counts[range(len(log)), one["predict"].clip(lower=0)]
     lower = bounds.lower_conf_bound(k, about["n"], about["alpha"])
-    radius = np.where(log["predict"] >= 0, bounds.certified_radius(lower, about["sigma"]), 0)
-    if about["bound"] == "one_class":
-        assert np.all(log["radius"] <= radius)
-        assert np.allclose(log["radius"], radius, atol=1.1e-6)
-    labels = data.load_mnist("test")[1][log["idx"].tolist()].numpy()
+    radius = np.where(one["predict"] >= 0, bounds.certified_radius(lower, about["sigma"]), 0)
+    assert np.all(one["radius"] <= radius)
+    assert np.allclose(one["radius"], radius, atol=1.1e-6)
+    labels = labels_of(path)[log["idx"].tolist()].numpy()
     assert (log["label"] == labels).all()
     assert (log["correct"] == (log["predict"] == labels)).all()
 
 
 def test_stored_logs_are_found():
-    assert len(STORED) >= 4
+    assert len(STORED) >= 40
+
+
+def test_the_shipped_study_is_complete_and_its_table_is_its_logs():
+    folder = data.data_folder() / "results" / "mnist_study"
+    plan = study.steps(folder) + study.steps(folder, methods=["gaussian"], n=100_000)
+    assert [step.output for step in plan if not step.done] == []
+    stored = pd.read_csv(folder / "summary.csv")
+    assert stored.round(4).equals(study.summarise(folder).round(4))
 
 
 def test_each_row_is_on_disk_before_the_next_image(case, tmp_path):

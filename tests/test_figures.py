@@ -102,6 +102,18 @@ def test_danskin():
     rendered(figure)
 
 
+def test_a_reference_is_no_data():
+    """The same look of the data with and without it."""
+    lines = {"level": [0.5, 0.5], "a": [0, 1], "b": [1, 0]}
+    drawn = figures.curves([("x", [0, 1], lines)], "y", reference=["level"]).axes[0].lines
+    plain = figures.curves([("x", [0, 1], {"a": [0, 1], "b": [1, 0]})], "y").axes[0].lines
+    assert [line.get_label() for line in drawn] == ["level", "a", "b"]
+    assert drawn[0].get_marker() == "None"
+    assert drawn[0].get_color() not in figures.PALETTE
+    for one, other in zip(drawn[1:], plain, strict=True):
+        assert (one.get_color(), one.get_marker()) == (other.get_color(), other.get_marker())
+
+
 def test_show_keeps_the_text_alternative_and_closes(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda *a, **k: shown.append((a, k)))

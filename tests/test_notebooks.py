@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 import torch.nn.functional as F
@@ -305,3 +306,17 @@ def test_certify_cell():
         assert radius == pytest.approx(float(expected.radius), abs=1e-10)
         found.add(label)
     assert found == {0, 1, smoothing.ABSTAIN}
+
+
+def test_consistency_cell():
+    """Two images, three copies, four classes, against the formula written out."""
+    mine = defined("defines-consistency")["consistency_loss"]
+    logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(4))
+    y = [1, 3]
+    each = []
+    for image, label in zip(logits.double().numpy(), y, strict=True):
+        p = scipy.special.softmax(image, axis=1)
+        mean = p.mean(0)
+        apart = np.mean([scipy.stats.entropy(mean, one) for one in p])
+        each.append(-np.log(p[:, label]).mean() + 7 * apart + 0.3 * scipy.stats.entropy(mean))
+    assert mine(logits, torch.tensor(y), 7, 0.3).item() == pytest.approx(np.mean(each), rel=1e-5)

@@ -145,16 +145,20 @@ def test_stored_results_are_those_their_page_describes(folder):
     found = {p.relative_to(ROOT / "data" / folder).as_posix(): p
              for p in (ROOT / "data" / folder).rglob("*")
              if p.suffix in (".csv", ".tsv", ".safetensors")}  # fmt: skip
-    text = (ROOT / "data" / folder / "README.md").read_text()
-    described = dict(re.findall(r"^\| ([\w./-]+) \| ([0-9a-f]{64}) \|$", text, flags=re.M))
+    described, row = {}, re.compile(r"^\| ([\w./-]+) \| ([0-9a-f]{64}) \|$", flags=re.M)
+    for page in (ROOT / "data" / folder).rglob("README.md"):  # names are relative to their page
+        for name, key in row.findall(page.read_text()):
+            described[(page.parent / name).relative_to(ROOT / "data" / folder).as_posix()] = key
     assert described == {
         name: sha256(path.read_bytes()).hexdigest() for name, path in found.items()
     }
 
 
 def test_readme_links_lead_somewhere():
-    pages = set((ROOT / "docs").rglob("*.md")) - set((ROOT / "docs/site").rglob("*.md"))
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *pages]:  # those of the site: Sphinx
+    pages = set((ROOT / "docs").rglob("*.md"))
+    for built in ("site", "slides"):  # whose links are Sphinx's
+        pages -= set((ROOT / "docs" / built).rglob("*.md"))
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *pages]:
         for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 

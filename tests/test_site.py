@@ -112,6 +112,7 @@ def test_every_page_in_a_browser(browser, pages):
         done = page.locator("article mjx-container").count()
         assert page.locator("[data-mml-node='merror']").count() == 0, name
         assert done >= raw, name
+        assert page.locator("article table", has_text="$").count() == 0, name
         formulas[name] = done
         page.close()
     assert all(formulas[f"notebooks/{lesson}.html"] > 20 for lesson in LESSONS), formulas

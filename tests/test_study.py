@@ -65,7 +65,9 @@ def test_table_from_known_counts(tmp_path):
     assert row.best
     assert not table.loc["gaussian", 100_000].best
     other = table.loc["gaussian", 10_000]
-    assert np.isnan(other.published)
+    assert other.published == 1.537
+    assert other.predicted == pytest.approx(radius(90_000, 100_000, 0.5), abs=0.003)
+    assert np.isnan(row.predicted)
     assert other.seed == 1
 
 
@@ -180,7 +182,21 @@ def test_a_study_runs_its_commands_and_writes_the_table(runs, tmp_path):
     assert table["method"].tolist() == ["stability"]
     assert (tmp_path / "curves_n1000.png").read_bytes()[1:4] == b"PNG"
     CliRunner().invoke(cli.app, words)
-    assert [each[0] for each in ran[3:]] == ["certify", "certify"]  # which look into their logs
+    assert [each[0] for each in ran[3:]] == ["certify", "certify"]  # 3 rows are not all
+
+
+def test_complete_logs_need_no_network(runs, tmp_path):
+    ran, _ = runs
+    log, held = tmp_path / "macer_0.5_n1000.tsv", tmp_path / "validation" / "macer_0.5.tsv"
+    write_log(log, 0.5, 1000, [900], 500)
+    write_log(held, 0.5, 10_000, [900], 250)
+    words = f"study mnist --method macer --sigma 0.5 --n 1000 --out {tmp_path}".split()
+    assert CliRunner().invoke(cli.app, words).exit_code == 0
+    assert ran == []
+    assert (tmp_path / "summary.csv").exists()
+    write_log(held, 0.5, 10_000, [900], 249)
+    CliRunner().invoke(cli.app, words)
+    assert [each[0] for each in ran] == ["train", "certify"]
 
 
 def test_a_study_stops_where_a_command_fails(runs, tmp_path):
@@ -196,8 +212,8 @@ def test_a_dry_run_runs_nothing(runs, tmp_path):
     found = CliRunner().invoke(cli.app, f"study mnist --dry-run --out {tmp_path}".split())
     assert found.exit_code == 0
     assert runs[0] == []
-    # 7 methods, 3 sigmas, 2 sets; and 3 networks at 3 sigmas
-    assert found.output.count("$ trustml certify") == 42 + 9
+    # 6 methods, 3 sigmas, 2 sets; and 3 networks at 3 sigmas
+    assert found.output.count("$ trustml certify") == 36 + 9
     assert list(tmp_path.iterdir()) == []
 
 

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from trustml_helpers import execution, processes
-from trustml_helpers.audit import Audit, audit_log, vote_counts
+from trustml_helpers.audit import Audit, audit_log, predict_acr, vote_counts
 from trustml_helpers.execution import Execution
 from trustml_helpers.models import fingerprint, replace_file
 from trustml_helpers.norms import keyed_generator as noise_generator
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Audit", "LogError", "audit_log", "average_certified_radius", "certified_accuracy",
-    "certify_dataset", "fingerprint", "noise_generator", "read_log", "rebound", "summary",
-    "vote_counts",
+    "certify_dataset", "fingerprint", "noise_generator", "predict_acr", "read_log", "rebound",
+    "summary", "vote_counts",
 ]  # fmt: skip
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 

@@ -27,7 +27,7 @@ def mnist(
         Path | None, typer.Option(help="Folder; data/results/mnist_study if not given.")
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(study.METHODS)}; may be repeated.")
+        list[str] | None, typer.Option(help=f"One of {', '.join(study.NAMES)}; may be repeated.")
     ] = None,
     sigma: Annotated[
         list[float] | None, typer.Option(help="May be repeated; 0.25, 0.5 and 1.0 if not given.")

@@ -77,7 +77,9 @@ def average_certified_radius(answer: Answer, case: Cases, generator: torch.Gener
 def reading(answer: Answer, case: Cases, generator: torch.Generator) -> None:
     """Task 11c: five numbers from the picture of the shipped logs, ``() -> tuple``."""
     logs = {
-        sigma: read_log(data_folder() / f"results/mnist_gaussian/sigma_{sigma}.tsv")
+        sigma: read_log(
+            data_folder() / f"results/mnist_study/gaussian_{sigma}_n10000.tsv", "one_class"
+        )
         for sigma in (0.25, 0.5, 1.0)
     }
     found: list[float] = []

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -189,6 +190,7 @@ def curves(
     logx: bool = False,
     logy: bool = False,
     legend: str = "best",
+    reference: Collection[str] = (),
 ) -> Figure:
     """Lines in one or more panels side by side.
 
@@ -200,8 +202,10 @@ def curves(
         titles: one per panel.
         logx, logy: logarithmic axes.
         legend: matplotlib's position of the legend in each panel, or ``"outside"``.
+        reference: names of lines that are no data, such as a level: thin, dark, without markers.
     """
     names = list(dict.fromkeys(name for _, _, lines in panels for name in lines))
+    names = [name for name in names if name not in reference]
     fig, grid = plt.subplots(
         1,
         len(panels),
@@ -211,6 +215,9 @@ def curves(
     )
     for k, (axes, (xlabel, x, lines)) in enumerate(zip(grid[0], panels, strict=True)):
         for name, y in lines.items():
+            if name in reference:
+                axes.plot(x, y, label=name, color="0.25", linestyle=(0, (6, 3)), linewidth=1.2)
+                continue
             look = names.index(name) % len(PALETTE)
             every = max(1, len(x) // 12)
             axes.plot(x, y, label=name, color=PALETTE[look], linestyle=_LINES[look],
@@ -256,7 +263,8 @@ def matrix(table: pd.DataFrame, *, xlabel: str = "", ylabel: str = "", note: str
     axes.set_yticks(range(values.shape[0]), [str(name) for name in table.index])
     axes.tick_params(length=0, top=True, bottom=False, labeltop=True, labelbottom=False)
     axes.grid(visible=False)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_xlabel(xlabel, labelpad=14)  # apart from the names of the columns
+    axes.set_ylabel(ylabel)
     axes.xaxis.set_label_position("top")
     if note:
         fig.supxlabel(note, fontsize=10, color="0.3", style="italic")
@@ -441,11 +449,13 @@ def plane(
     for axes, (title, values) in zip(grid[0], panels.items(), strict=True):
         shown = axes.pcolormesh(*edges, np.asarray(values).T, cmap="Blues", vmin=0, vmax=1)
         for k, (name, (a, b)) in enumerate(centres.items()):
-            axes.plot(a, b, _MARKERS[k], color=PALETTE[1], markeredgecolor="black", label=name,
+            look = ("white", PALETTE[1])[k % 2]
+            axes.plot(a, b, _MARKERS[k], color=look, markeredgecolor="black", label=name,
                       linestyle="none", markersize=9)  # fmt: skip
+            edge = [patheffects.withStroke(linewidth=3.5, foreground="black")]  # seen on any ground
             for radius in (sigma, 2 * sigma):
-                axes.plot(a + radius * np.cos(angle), b + radius * np.sin(angle), color=PALETTE[1],
-                          linestyle=_LINES[2 + k], linewidth=1.3)  # fmt: skip
+                axes.plot(a + radius * np.cos(angle), b + radius * np.sin(angle), color=look,
+                          linewidth=1.8, path_effects=edge)  # fmt: skip
         axes.set(title=title, aspect="equal", xlim=edges[0][:: len(edges[0]) - 1],
                  ylim=edges[1][:: len(edges[1]) - 1])  # fmt: skip
         axes.grid(visible=False)

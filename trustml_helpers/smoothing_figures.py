@@ -16,6 +16,9 @@ from trustml_helpers.figures import PALETTE, curves, styled
 _HATCHES = ("", "//", "..", "xx", "--")
 
 
+_PLATE = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}  # under words
+
+
 def _regions(axes: Axes, axis: Sequence[float], classes: Any, title: str) -> None:
     """Decision regions over a square, told apart by colour and by hatching."""
     values = np.asarray(classes).T
@@ -26,6 +29,12 @@ def _regions(axes: Axes, axis: Sequence[float], classes: Any, title: str) -> Non
         mask = (values == k).astype(float)
         if mask.any():
             axes.contourf(axis, axis, mask, levels=[0.5, 1.5], colors="none", hatches=[_HATCHES[k]])
+    for k in range(count):  # its number, well inside
+        if (values == k).any():
+            row, column = (int(np.median(where)) for where in np.nonzero(values == k))
+            if values[row, column] == k:
+                axes.text(axis[column], axis[row], str(k), ha="center", va="center",
+                          fontweight="bold", bbox=_PLATE)  # fmt: skip
     axes.set(title=title, aspect="equal")
     axes.grid(visible=False)
 
@@ -78,13 +87,15 @@ def vote(
         bar.set_hatch(hatch)
     for k, (name, value) in bounds.items():
         right.plot([k - 0.45, k + 0.45], [value, value], color="black", linewidth=3)
-        right.text(k + 0.48, value, name, va="center", fontsize=11)
+        right.text(k, value + 0.1, name, ha="center", fontsize=11, bbox=_PLATE)
     right.axhline(0.5, color="0.4", linestyle="--", linewidth=1.3)
+    right.text(len(shares) - 0.5, 0.51, "1/2", color="0.2", ha="right", va="bottom")
     right.set(
         xticks=range(len(shares)),
         ylim=(0, 1.1),
-        xlim=(-0.6, len(shares) - 0.1),
+        xlim=(-0.9, len(shares) - 0.4),
         xlabel="class",
+        ylabel="share of votes",
         title="class shares",
     )
     return fig

@@ -5,6 +5,7 @@ Usage: python docs/site/assemble.py build/site-source
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def readable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Alt texts where MyST-NB looks for them, named columns, no widgets, which would be dead."""
+    """Alt texts where MyST-NB looks for them, tables with formulas, no widgets: they are dead."""
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
@@ -27,8 +28,11 @@ def readable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         ]  # fmt: skip
         for output in cell.outputs:
             table = output.get("data", {}).get("text/html", "")
-            if "<th></th>" in table:  # pandas leaves the corner empty: no header, for a reader
-                output.data["text/html"] = table.replace("<th></th>", "<td></td>")
+            if table:  # pandas leaves the corner empty, which is no header for a reader
+                table = table.replace("<th></th>", "<td></td>")
+                table = re.sub(r"\$([^$<>]+)\$", r"\\(\1\\)", table)
+                # A formula alone is an empty heading, too.
+                output.data["text/html"] = re.sub(r"<th>(\\\(.*?\\\))</th>", r"<td>\1</td>", table)
             alt = output.get("metadata", {}).get("image/png", {}).get("alt")
             if alt:
                 cell.metadata["mystnb"] = {"image": {"alt": alt}}

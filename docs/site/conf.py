@@ -20,6 +20,7 @@ extensions = [
     "sphinx-mathjax-offline",  # mathematics without a network
 ]
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+myst_mathjax_classes = "math|text_html"  # tables of pandas have formulas too
 myst_heading_anchors = 2
 nb_execution_mode = "off"  # the stored outputs, which the tests compare with fresh ones
 nb_merge_streams = True
