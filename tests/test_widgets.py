@@ -20,10 +20,10 @@ def explorer():
 
 @pytest.mark.parametrize(
     ("control", "value"), [("image", 3), ("attack", "FGSM"), ("attack", "random sign noise"),
-                           ("attack", "none"), ("eps", 0.25)]
+                           ("attack", "none"), ("eps", 0.25), ("norm", "l2"), ("steps", 1)]
 )  # fmt: skip
 def test_attack_explorer_answers_every_control(explorer, control, value):
-    explorer.set(image=0, attack="PGD", eps=0.1)
+    explorer.set(image=0, attack="PGD", norm="linf", eps=0.1, steps=5)
     before = explorer._picture.value
     explorer.controls[control].value = value  # as a hand would
     assert explorer._picture.value != before
@@ -31,7 +31,35 @@ def test_attack_explorer_answers_every_control(explorer, control, value):
     assert 'alt="Image' in explorer._picture.value
 
 
+@pytest.mark.parametrize("attack", ["random sign noise", "FGSM", "PGD"])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 1.0), ("l1", 2.0)])
+def test_attack_explorer_keeps_to_the_size(attack, norm, eps):
+    x = torch.full((1, 1, 4, 4), 0.5)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    order = {"linf": float("inf"), "l2": 2, "l1": 1}[norm]
+    changed = widgets._PERTURB[attack](model, x, torch.tensor([0]), eps, norm, 5)
+    assert torch.linalg.vector_norm(changed - x, order).item() == pytest.approx(eps, rel=1e-4)
+
+
+def test_attack_explorer_draws_once_when_the_norm_brings_its_own_range(explorer, monkeypatch):
+    explorer.set(image=0, attack="PGD", norm="linf", eps=0.1)
+    drawn = []
+    draw = explorer._draw
+    monkeypatch.setattr(explorer, "_draw", lambda **values: drawn.append(values) or draw(**values))
+    explorer.controls["norm"].value = "l2"
+    assert [(v["norm"], v["eps"]) for v in drawn] == [("l2", pytest.approx(1.0))]
+    explorer.set(norm="l1", eps=25)
+    assert "(l1, eps 25.00, " in explorer.says
+    with pytest.raises(ValueError, match=r"eps=25: expected 0.0 to 0.3"):
+        explorer.set(norm="linf", eps=25)
+    assert explorer.controls["norm"].value == "l1"
+    assert explorer.controls["eps"].value == 25
+    with pytest.raises(ValueError, match=r"norm='l3': expected one of linf, l2, l1"):
+        explorer.set(norm="l3")
+
+
 def test_attack_explorer_says_what_happens(explorer):
+    explorer.set(norm="linf", steps=5)
     assert "(still right)" in explorer.set(image=0, attack="none", eps=0.3).says
     assert "(fooled)" in explorer.set(image=0, attack="PGD", eps=0.3).says
     assert "a 7" in explorer.says

@@ -46,6 +46,7 @@ class Explorer(ipywidgets.VBox):
         self.controls = controls
         self.says = ""
         self._draw = draw
+        self._drawn: dict[str, Any] | None = None
         self._picture = ipywidgets.HTML()
         self._held = False
         for control in controls.values():
@@ -61,26 +62,37 @@ class Explorer(ipywidgets.VBox):
         Raises:
             ValueError: for a control that does not exist or a value outside its range.
         """
-        for name, value in values.items():
-            control = self.controls.get(name)
-            if control is None:
-                raise ValueError(f"{name}: expected one of {', '.join(self.controls)}")
-            low, high = getattr(control, "min", value), getattr(control, "max", value)
-            if not low <= value <= high:
-                raise ValueError(f"{name}={value}: expected {low} to {high}")
+        for name in values.keys() - self.controls.keys():
+            raise ValueError(f"{name}: expected one of {', '.join(self.controls)}")
+        before = {name: control.value for name, control in self.controls.items()}
         self._held = True
         try:
-            for name, value in values.items():
-                self.controls[name].value = value
+            self._move(values)
+        except ValueError:
+            self._move(before)
+            raise
         finally:
             self._held = False
         self._update()
         return self
 
+    def _move(self, values: dict[str, Any]) -> None:
+        for name, control in self.controls.items():  # in their order: one may set another's range
+            if name not in values:
+                continue
+            value = values[name]
+            if value not in getattr(control, "options", [value]):
+                raise ValueError(f"{name}={value!r}: expected one of {', '.join(control.options)}")
+            low, high = getattr(control, "min", value), getattr(control, "max", value)
+            if not low <= value <= high:
+                raise ValueError(f"{name}={value}: expected {low} to {high}")
+            control.value = value
+
     def _update(self) -> None:
-        if self._held:
+        values = {name: control.value for name, control in self.controls.items()}
+        if self._held or values == self._drawn:  # one control may have moved another
             return
-        figure, self.says = self._draw(**{k: c.value for k, c in self.controls.items()})
+        figure, self.says = self._draw(**values)
         buffer = io.BytesIO()
         with plt.rc_context(figures.STYLE):
             figure.savefig(buffer, format="png")
@@ -91,6 +103,7 @@ class Explorer(ipywidgets.VBox):
             f'<img style="max-width:100%" alt="{text}" src="data:image/png;base64,{source}">'
             f"<p>{text}</p>"
         )
+        self._drawn = values
 
     def __repr__(self) -> str:  # what a reader without a running kernel sees in its place
         controls = ", ".join(self.controls)
@@ -115,49 +128,69 @@ def _counter(name: str, value: int, low: int, high: int, step: int = 1) -> ipywi
     )
 
 
+# Largest eps and step of the slider: sizes at which the standard networks of the course give way.
+_SIZES = {"linf": (0.3, 0.01), "l2": (3.0, 0.1), "l1": (30.0, 1.0)}
+
+
 def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 20) -> Explorer:
-    """Choose an image, an attack and eps; see the perturbation and what the model says.
+    """Choose an image, an attack, its norm and eps; see the perturbation and the model's answer.
+
+    The range of eps follows the norm. Only PGD has steps.
 
     Args:
         model: images to logits ``(n, K)``.
         images, labels: what the image control runs over, float ``(n, C, H, W)`` and ``(n,)``.
-        steps: of PGD.
+        steps: of PGD at first, 1 to 50.
     """
 
-    def draw(image: int, attack: str, eps: float) -> tuple[Figure, str]:
+    def draw(image: int, attack: str, norm: str, eps: float, steps: int) -> tuple[Figure, str]:
         x, y = images[image : image + 1], labels[image : image + 1]
-        x_adv = _PERTURB[attack](model, x, y, eps, steps)
+        x_adv = _PERTURB[attack](model, x, y, eps, norm, steps)
         with unchanged(model), torch.inference_mode():
             probabilities = model(x_adv).softmax(1)[0]
         true, found = int(y), int(probabilities.argmax())
         verdict = "still right" if true == found else "fooled"
         says = (
-            f"Image {image}, a {true}, under {attack} with eps {eps:.2f}: the model says {found} "
-            f"with probability {float(probabilities.max()):.2f} ({verdict})."
+            f"Image {image}, a {true}, under {attack} ({norm}, eps {eps:.2f}, steps {steps}): the "
+            f"model says {found} with probability {float(probabilities.max()):.2f} ({verdict})."
         )
         return figures.perturbations([(attack, x[0], x_adv[0], probabilities)], label=true), says
 
+    size = _slider("eps", 0.1, 0, *_SIZES["linf"])
+    norm = ipywidgets.Dropdown(options=list(_SIZES), value="linf", description="norm")
+
+    def rescale(change: Any) -> None:
+        largest, step = _SIZES[change["new"]]
+        with size.hold_trait_notifications():
+            share = size.value / size.max
+            size.max, size.step, size.value = largest, step, round(share * largest / step) * step
+
+    norm.observe(rescale, names="value")  # before the explorer listens, which then draws once
     return Explorer(
         draw,
         image=_counter("image", 0, 0, len(images) - 1),
         attack=ipywidgets.Dropdown(options=list(_PERTURB), value="PGD", description="attack"),
-        eps=_slider("eps", 0.1, 0, 0.3),
+        norm=norm,
+        eps=size,
+        steps=_counter("steps", steps, 1, 50),
     )
 
 
-def _random_signs(model: Any, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
-    return attacks.sign_noise(model, x, y, eps, generator=torch.Generator().manual_seed(0))
+def _random_signs(model: Any, x: Tensor, y: Tensor, eps: float, norm: str, steps: int) -> Tensor:
+    pixels = x[0].numel()
+    per_pixel = eps / {"linf": 1, "l2": pixels**0.5, "l1": pixels}[norm]
+    return attacks.sign_noise(model, x, y, per_pixel, generator=torch.Generator().manual_seed(0))
 
 
-def _pgd(model: Any, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
+def _pgd(model: Any, x: Tensor, y: Tensor, eps: float, norm: str, steps: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return attacks.pgd(model, x, y, eps, steps=steps, generator=generator)
+    return attacks.pgd(model, x, y, eps, norm=norm, steps=steps, generator=generator)
 
 
-_PERTURB: dict[str, Callable[[Any, Tensor, Tensor, float, int], Tensor]] = {
-    "none": lambda model, x, y, eps, steps: x,
+_PERTURB: dict[str, Callable[[Any, Tensor, Tensor, float, str, int], Tensor]] = {
+    "none": lambda model, x, y, eps, norm, steps: x,
     "random sign noise": _random_signs,
-    "FGSM": lambda model, x, y, eps, steps: attacks.fgsm(model, x, y, eps),
+    "FGSM": lambda model, x, y, eps, norm, steps: attacks.fgsm(model, x, y, eps, norm=norm),
     "PGD": _pgd,
 }
 
