@@ -55,7 +55,7 @@ def test_a_deck_in_a_browser(browser, decks, lesson):
     for k in range(count):
         found = page.evaluate(LOOK, k)
         assert found["out"] == 0, (k + 1, found)
-        assert found["scale"] >= 0.7, (k + 1, found)
+        assert found["scale"] >= 0.75, (k + 1, found)
         assert found["parts"] >= 2, (k + 1, "a title and something below it")
     notebook = nbformat.read(LESSONS[lesson], as_version=4)
     stored = [
