@@ -21,7 +21,7 @@ EXECUTE := TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --execute --ExecutePreprocess
 course: $(STAMP)
 	$(EXECUTE) --to html --template course --TemplateExporter.extra_template_basedirs=docs/nbconvert \
 		--output-dir build/course $(NOTEBOOKS)
-	cp $(BIN)/lib/python3*/site-packages/sphinx-mathjax-offline/static/mathjax/tex-svg.js build/course/
+	cp .venv/lib/python3*/site-packages/sphinx-mathjax-offline/static/mathjax/tex-svg.js build/course/
 	@echo "open build/course/$(notdir $(basename $(firstword $(NOTEBOOKS)))).html"
 
 # One thread in each of several processes is faster than the other way round; a file or notebook
