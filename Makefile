@@ -51,6 +51,7 @@ slides: $(STAMP)
 
 notebooks: $(STAMP)
 	$(EXECUTE) --to notebook --inplace $(NOTEBOOKS)
+	$(BIN)/python docs/nbconvert/still.py $(NOTEBOOKS)
 
 homework-release: $(STAMP)
 	$(BIN)/trustml homework release

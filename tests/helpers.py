@@ -1,12 +1,16 @@
-"""Small models whose best attack is known in closed form, and a snapshot of a model's state."""
+"""Small models whose best attack is known, snapshots of models, built and watched pages."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+ROOT = Path(__file__).parents[1]
+LESSONS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))}
 
 
 class Linear(nn.Module):
@@ -64,3 +68,24 @@ def torchrun(*words):
     """Two processes on this machine, one thread each."""
     code = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return subprocess.run([*code, *map(str, words)], capture_output=True, text=True, timeout=240)
+
+
+def sphinx_pages(folder, script, *options):
+    """The pages that Sphinx makes, without a warning, of the sources that a script lays out."""
+    source, html = str(folder / "source"), folder / "html"
+    for words in (
+        [str(ROOT / script), source],
+        ["-m", "sphinx", *options, "-W", "--keep-going", "-q", source, str(html)],
+    ):
+        ran = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+    return html
+
+
+def watched(browser, bad, height=1000):
+    """A new page that adds to ``bad`` what goes wrong in it."""
+    page = browser.new_page(viewport={"width": 1280, "height": height})
+    page.on("pageerror", lambda error: bad.append(str(error)))
+    page.on("requestfailed", lambda request: bad.append(request.url))
+    page.on("console", lambda line: bad.append(line.text) if line.type == "error" else None)
+    return page

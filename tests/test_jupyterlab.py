@@ -11,15 +11,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
+from helpers import LESSONS
 
 pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
 if not os.environ.get("TRUSTML_JUPYTERLAB"):
     pytest.skip("takes ten minutes: set TRUSTML_JUPYTERLAB=1", allow_module_level=True)
-ROOT = Path(__file__).parents[1]
-LESSONS = sorted(path.stem for path in (ROOT / "notebooks").glob("0*.ipynb"))
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 PATIENCE = 20 * 60  # seconds for a notebook; a machine that hangs must not hang the tests
 
 # How far the run has come: cells that have not run, cells that failed, whether the kernel works.
@@ -37,8 +36,8 @@ PROGRESS = """() => {
 def lab(tmp_path_factory):
     """A server of its own on copies of the notebooks, with nobody's settings."""
     home = tmp_path_factory.mktemp("lab")
-    for lesson in LESSONS:
-        shutil.copy(ROOT / "notebooks" / f"{lesson}.ipynb", home)
+    for path in LESSONS.values():
+        shutil.copy(path, home)
     # All cells in the page, also those that are not on the screen.
     tracker = home / "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
     tracker.parent.mkdir(parents=True)
@@ -115,7 +114,7 @@ def moved(page, control, picture):
         page.keyboard.press(key)
         try:
             page.wait_for_function(change, arg=before, timeout=60_000)
-        except Exception:
+        except sync_api.TimeoutError:
             continue
         return picture.get_attribute("src")
     return before

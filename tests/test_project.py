@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -10,10 +11,10 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 import trustml_helpers
 
-ROOT = Path(__file__).parents[1]
 CONDA_NAMES = {"torch": "pytorch"}
 
 
@@ -152,6 +153,18 @@ def test_stored_results_are_those_their_page_describes(folder):
     assert described == {
         name: sha256(path.read_bytes()).hexdigest() for name, path in found.items()
     }
+
+
+def test_make_course_copies_what_is_there():
+    """The last step comes after minutes of notebooks: too late to find a wrong path."""
+    if not shutil.which("make") or not (ROOT / ".venv/.installed").exists():
+        pytest.skip("needs make and the environment that it installs")
+    planned = subprocess.run(
+        ["make", "--dry-run", "course"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    copied = re.findall(r"^cp (\S+) build/course/$", planned.stdout, flags=re.M)
+    assert len(copied) == 1
+    assert list(ROOT.glob(copied[0])), copied
 
 
 def test_readme_links_lead_somewhere():

@@ -5,30 +5,20 @@ from __future__ import annotations
 import importlib
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from helpers import LESSONS, ROOT, sphinx_pages, watched
 from nbconvert import HTMLExporter
 
 pytest.importorskip("sphinx", reason="the site needs pip install -e '.[docs]'")
-ROOT = Path(__file__).parents[1]
-LESSONS = sorted(path.stem for path in (ROOT / "notebooks").glob("0*.ipynb"))
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    for words in (
-        [str(ROOT / "docs/site/assemble.py"), str(folder / "source")],
-        ["-m", "sphinx", "-W", "--keep-going", "-q", str(folder / "source"), str(folder / "html")],
-    ):
-        ran = subprocess.run([sys.executable, *words], capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-    return folder / "html"
+    return sphinx_pages(tmp_path_factory.mktemp("site"), "docs/site/assemble.py")
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +75,6 @@ def test_the_book_is_whole(pages):
     ].read_text(encoding="utf-8")  # fmt: skip
 
 
-def watched(browser, bad):
-    page = browser.new_page(viewport={"width": 1280, "height": 1000})
-    page.on("pageerror", lambda error: bad.append(str(error)))
-    page.on("requestfailed", lambda request: bad.append(request.url))
-    page.on("console", lambda line: bad.append(line.text) if line.type == "error" else None)
-    return page
-
-
 def test_every_page_in_a_browser(browser, pages):
     """No error, no missing picture, every picture with words, every formula rendered."""
     formulas = {}
@@ -124,8 +106,7 @@ def test_the_pages_of_make_course_need_no_network(browser, tmp_path):
     shutil.copy(Path(mathjax, "static", "mathjax", "tex-svg.js"), tmp_path)
     basedirs = [str(ROOT / "docs/nbconvert")]
     exporter = HTMLExporter(template_name="course", extra_template_basedirs=basedirs)
-    lesson = ROOT / "notebooks" / f"{LESSONS[3]}.ipynb"
-    html, _ = exporter.from_filename(str(lesson))
+    html, _ = exporter.from_filename(str(LESSONS["04_proof_of_the_radius"]))
     path = tmp_path / "lesson.html"
     path.write_text(html, encoding="utf-8")
     assert not Links(path).remote

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import nbformat
 import pytest
+from helpers import LESSONS, sphinx_pages, watched
 
 pytest.importorskip("sphinx_revealjs", reason="the slides need pip install -e '.[docs]'")
-ROOT = Path(__file__).parents[1]
-LESSONS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))}
 
 # Shows a slide with all its fragments, and says what sticks out of the window or is too small.
 LOOK = """k => {
@@ -29,25 +24,15 @@ LOOK = """k => {
 @pytest.fixture(scope="module")
 def decks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slides")
-    source, html = str(folder / "source"), str(folder / "html")
-    for words in (
-        [str(ROOT / "docs/slides/cut.py"), source],
-        ["-m", "sphinx", "-b", "revealjs", "-W", "--keep-going", "-q", source, html],
-    ):
-        ran = subprocess.run([sys.executable, *words], capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-    return folder / "html"
+    return sphinx_pages(folder, "docs/slides/cut.py", "-b", "revealjs")
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_a_deck_in_a_browser(browser, decks, lesson):
     """On a screen of 1280 x 720: no error, no request that fails, nothing cut off or tiny."""
     bad = []
-    page = browser.new_page(viewport={"width": 1280, "height": 720})
-    page.on("pageerror", lambda error: bad.append(str(error)))
-    page.on("requestfailed", lambda request: bad.append(request.url))
+    page = watched(browser, bad, height=720)
     page.on("request", lambda r: bad.append(r.url) if r.url.startswith("http") else None)
-    page.on("console", lambda line: bad.append(line.text) if line.type == "error" else None)
     page.goto((decks / f"{lesson}.html").as_uri())
     page.wait_for_selector("body[data-fitted]")
     count = page.evaluate("Reveal.getTotalSlides()")

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from helpers import Linear
 
 from trustml_helpers import bounds, data, models, widgets
 
@@ -33,11 +34,11 @@ def test_attack_explorer_answers_every_control(explorer, control, value):
 
 @pytest.mark.parametrize("attack", ["random sign noise", "FGSM", "PGD"])
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.4), ("l1", 2.0)])
-def test_attack_explorer_keeps_to_the_size(attack, norm, eps):
+def test_attack_explorer_keeps_to_the_size(attack, norm, eps, generator):
     x = torch.full((1, 1, 4, 4), 0.5)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    w = torch.randn(16, generator=generator)
     order = {"linf": float("inf"), "l2": 2, "l1": 1}[norm]
-    changed = widgets._PERTURB[attack](model, x, torch.tensor([0]), eps, norm, 5)
+    changed = widgets._PERTURB[attack](Linear(w), x, torch.tensor([0]), eps, norm, 5)
     assert torch.linalg.vector_norm(changed - x, order).item() == pytest.approx(eps, rel=1e-4)
 
 
@@ -54,6 +55,9 @@ def test_attack_explorer_draws_once_when_the_norm_brings_its_own_range(explorer,
         explorer.set(norm="linf", eps=25)
     assert explorer.controls["norm"].value == "l1"
     assert explorer.controls["eps"].value == 25
+    with pytest.raises(TypeError):
+        explorer.set(norm="linf", eps="large")
+    assert explorer.controls["norm"].value == "l1"
     with pytest.raises(ValueError, match=r"norm='l3': expected one of linf, l2, l1"):
         explorer.set(norm="l3")
 

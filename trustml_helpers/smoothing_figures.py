@@ -14,8 +14,6 @@ from matplotlib.figure import Figure
 from trustml_helpers.figures import PALETTE, curves, styled
 
 _HATCHES = ("", "//", "..", "xx", "--")
-
-
 _PLATE = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}  # under words
 
 

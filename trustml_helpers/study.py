@@ -39,9 +39,10 @@ NAMES = {
     "macer": "MACER", "smoothmix": "SmoothMix",
 }  # fmt: skip
 RADII = tuple(0.25 * k for k in range(12))
-TEST, VALIDATION = 10_000, 5_000  # images
+TEST = 10_000  # images
 # With few samples the cap would hide what the methods differ in.
-_VALIDATION = ["--split", "validation", "--n", "10000", "--every", "20"]
+_VALIDATION = ["--split", "validation", "--n", "10000", "--every", "20"]  # of 5,000 images
+_VALIDATION_ROWS = 250
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def steps(
     'train mnist_lenet_macer_0.5 --recipe quick_macer --sigma'
     """
     found, sigmas = [], list(sigmas)
+    rows = len(range(0, TEST, every))
     certify = ["--bound", "two_class", "--seed", str(seed), *execution]
     for method in methods:
         if method not in NAMES:
@@ -111,21 +113,20 @@ def steps(
             name = f"mnist_lenet_{key}"
             made = folder / "checkpoints" / f"{name}.safetensors"
             ships = name in models.available()
-            logs = [(folder / f"{key}_n{n}.tsv", ["--n", str(n), "--every", str(every)])]
+            logs = [(folder / f"{key}_n{n}.tsv", rows, ["--n", str(n), "--every", str(every)])]
             if seed == 0:  # with another seed, others are held out of training
-                logs.insert(0, (folder / "validation" / f"{key}.tsv", _VALIDATION))
+                held = folder / "validation" / f"{key}.tsv"
+                logs.insert(0, (held, _VALIDATION_ROWS, _VALIDATION))
             if seed == 0 and method == "gaussian":
                 logs += [
-                    (folder / "mismatch" / f"{sigma}_at_{other}.tsv",
+                    (folder / "mismatch" / f"{sigma}_at_{other}.tsv", rows,
                      ["--sigma", str(other), "--n", "1000", "--every", str(every)])
                     for other in sigmas
                 ]  # fmt: skip
             serves = []
-            for log, which in logs:
-                size = VALIDATION if "validation" in which else TEST
+            for log, expected, which in logs:
                 words = ["certify", name if ships else str(made), str(log), *which, *certify]
-                rows = len(range(0, size, int(which[which.index("--every") + 1])))
-                serves.append(Step(words, log, rows))
+                serves.append(Step(words, log, expected))
             if not ships:
                 words = ["train", name, "--recipe", f"{prefix}{method}", "--sigma", str(sigma),
                          "--seed", str(seed), "--out", str(made.parent)]  # fmt: skip

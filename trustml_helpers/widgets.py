@@ -68,7 +68,7 @@ class Explorer(ipywidgets.VBox):
         self._held = True
         try:
             self._move(values)
-        except ValueError:
+        except Exception:
             self._move(before)
             raise
         finally:

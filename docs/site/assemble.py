@@ -18,14 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def readable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Alt texts where MyST-NB looks for them, tables with formulas, no widgets: they are dead."""
+    """Alt texts where MyST-NB looks for them, and tables with formulas."""
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
-        cell.outputs = [
-            each for each in cell.outputs
-            if "application/vnd.jupyter.widget-view+json" not in each.get("data", {})
-        ]  # fmt: skip
         for output in cell.outputs:
             table = output.get("data", {}).get("text/html", "")
             if table:  # pandas leaves the corner empty, which is no header for a reader

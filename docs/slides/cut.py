@@ -154,9 +154,8 @@ def cut(notebook: NotebookNode) -> NotebookNode:
 def main(out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(
-        Path(__file__).parent, out, ignore=shutil.ignore_patterns("__pycache__", "*.py")
+        Path(__file__).parent, out, ignore=shutil.ignore_patterns("__pycache__", "cut.py")
     )
-    shutil.copy(Path(__file__).with_name("conf.py"), out)
     for path in sorted((ROOT / "notebooks").glob("0*.ipynb")):
         nbformat.write(cut(readable(nbformat.read(path, as_version=4))), out / path.name)
 
