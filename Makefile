@@ -3,6 +3,7 @@
 # make lab      open JupyterLab on copies of the notebooks in work/ (ignored by git)
 # make site     write the web book to build/site/, from the outputs stored in the notebooks
 # make slides   write one deck per notebook to build/slides/
+# make mutations  plant faults in copies of the repository; each must turn a test red (10 minutes)
 # make notebooks  execute the notebooks in place, to store fresh outputs (for authors)
 # make homework-release                      the students' version, in build/homework/
 # make homework-grade SUBMISSIONS=folder     grade every notebook of a folder
@@ -16,7 +17,7 @@ NOTEBOOKS := $(wildcard notebooks/0*.ipynb)
 EXECUTE := TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --execute --ExecutePreprocessor.timeout=900 \
 	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False
 
-.PHONY: course test lab site slides notebooks lint homework-release homework-grade
+.PHONY: course test lab site slides mutations notebooks lint homework-release homework-grade
 
 course: $(STAMP)
 	$(EXECUTE) --to html --template course --TemplateExporter.extra_template_basedirs=docs/nbconvert \
@@ -48,6 +49,9 @@ slides: $(STAMP)
 	$(BIN)/python docs/slides/cut.py build/slides-source
 	$(BIN)/python -m sphinx -b revealjs -W --keep-going -q build/slides-source build/slides
 	@echo "open build/slides/index.html"
+
+mutations: $(STAMP)
+	$(BIN)/python tests/mutations/plant.py
 
 notebooks: $(STAMP)
 	$(EXECUTE) --to notebook --inplace $(NOTEBOOKS)

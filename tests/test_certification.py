@@ -49,6 +49,17 @@ def test_log_has_the_published_columns_then_counts(case, tmp_path):
     assert ((table["predict"] == table["label"]).astype(int) == table["correct"]).all()
 
 
+def test_what_is_in_the_log_is_not_certified_again(case, tmp_path, monkeypatch):
+    path = tmp_path / "log.tsv"
+    certification.certify_dataset(*case, path, indices=[0, 2], **SETTINGS)
+    asked, draw = [], certification.noise_generator
+    monkeypatch.setattr(
+        certification, "noise_generator", lambda *key: asked.append(key[1]) or draw(*key)
+    )
+    certification.certify_dataset(*case, path, indices=[0, 1, 2, 3], **SETTINGS)
+    assert asked == [1, 3]
+
+
 @pytest.mark.parametrize("cut", [0, 1, 5])
 def test_a_killed_run_resumes_to_the_same_log(case, tmp_path, cut):
     whole, broken = tmp_path / "whole.tsv", tmp_path / "broken.tsv"

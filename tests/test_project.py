@@ -98,6 +98,7 @@ def test_imports_go_down_the_list_only():
         "sequential",
         "bounds",
         "models",
+        "files",
         "data",
     ]
     for place, name in enumerate(order):

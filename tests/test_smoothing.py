@@ -242,6 +242,29 @@ def test_selection_samples_are_not_the_estimation_samples():
     assert len(set(inputs[:30, 0].tolist()) & set(inputs[30:, 0].tolist())) == 0
 
 
+def test_the_class_is_chosen_by_the_selection_samples():
+    """A network that changes its mind after 30 images: class 0 is chosen, and gets no votes."""
+    asked = []
+
+    def fickle(x):
+        asked.extend([len(asked) >= 30] * len(x))
+        late = torch.tensor(asked[-len(x) :])
+        return torch.stack([1 - late.float(), late.float()], 1)
+
+    found = SmoothedClassifier(fickle, 1.0, 2).certify(torch.zeros(1, 1), 30, 40, 0.01)
+    assert found.counts.tolist() == [[0, 40]]
+    assert found.prediction.tolist() == [smoothing.ABSTAIN]
+    assert found.p_a.tolist() == [0]
+
+
+def test_a_lost_vote_might_have_been_the_rivals():
+    """Ten of 100 votes lost: the bound of the other class is that of 15 votes, not 5."""
+    counts, top = torch.tensor([[80, 5, 5]]), torch.tensor([0])
+    lost, _ = smoothing.radii(counts, top, 100, 0.01, 1.0, "two_class")
+    given, _ = smoothing.radii(torch.tensor([[80, 15, 5]]), top, 100, 0.01, 1.0, "two_class")
+    assert lost.tolist() == given.tolist()
+
+
 def test_two_class_is_never_below_the_one_class_radius_at_its_share():
     counts = torch.tensor([[90, 10, 0], [50, 30, 20], [40, 31, 29], [100, 0, 0]])
     top = torch.zeros(4, dtype=torch.int64)

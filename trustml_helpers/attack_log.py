@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from trustml_helpers.evaluation import broken_by, progress_bar
+from trustml_helpers.files import only_writer, replace_file
 from trustml_helpers.losses import Attack
-from trustml_helpers.models import fingerprint, replace_file
+from trustml_helpers.models import fingerprint
 from trustml_helpers.norms import keyed_generator
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def attack_dataset(
     Raises:
         ValueError: if the file belongs to another run (names the difference), or arguments do not
             fit, before any work.
+        InUseError: if another process is writing the file.
 
     >>> import tempfile, pathlib
     >>> flip = lambda generator: {"flip": lambda model, x, y: x.flip(1)}
@@ -82,17 +84,18 @@ def attack_dataset(
         "batch_size": batch_size, "seed": seed, "images": len(images),
         "model_sha256": fingerprint(model),
     }  # fmt: skip
-    rows = _begun(path, json.loads(json.dumps(settings)), numbers)
-    left = range(len(rows), len(images), batch_size)
-    for start in progress_bar(progress)(left, desc="attack"):
-        batch = slice(start, start + batch_size)
-        generator = keyed_generator(seed, numbers[start], images.device)
-        found = broken_by(
-            model, images[batch], labels[batch], attacks(generator), batch_size=batch_size
-        )
-        rows += list(zip(numbers[batch], labels[batch].tolist(), found, strict=True))
-        table = pd.DataFrame(rows, columns=COLUMNS)
-        replace_file(path, table.to_csv(index=False).encode())
+    with only_writer(path):
+        rows = _begun(path, json.loads(json.dumps(settings)), numbers)
+        left = range(len(rows), len(images), batch_size)
+        for start in progress_bar(progress)(left, desc="attack"):
+            batch = slice(start, start + batch_size)
+            generator = keyed_generator(seed, numbers[start], images.device)
+            found = broken_by(
+                model, images[batch], labels[batch], attacks(generator), batch_size=batch_size
+            )
+            rows += list(zip(numbers[batch], labels[batch].tolist(), found, strict=True))
+            table = pd.DataFrame(rows, columns=COLUMNS)
+            replace_file(path, table.to_csv(index=False).encode())
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -133,7 +136,6 @@ def _begun(path: Path, settings: dict[str, Any], numbers: list[int]) -> list[tup
     """The rows of an earlier run with the same settings; writes the settings of a new one."""
     sidecar = path.with_suffix(".json")
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(settings | {"torch": torch.__version__}, indent=2) + "\n"
         replace_file(sidecar, text.encode())
         return []

@@ -6,7 +6,6 @@ A model is any callable from images to logits ``(n, K)``; it is left exactly as 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from trustml_helpers.bounds import check_sigma
 from trustml_helpers.losses import (
+    LARGEST,
     LOSSES,
     Attack,
     Best,
@@ -22,6 +22,7 @@ from trustml_helpers.losses import (
     Model,
     NotDifferentiable,
     check,
+    check_logits,
     check_search,
     cross_entropy,
     dlr,
@@ -274,7 +275,8 @@ def pgd_smoothed(
 
     def soft_vote(z: Tensor) -> Tensor:
         noisy = z[:, None] + noise
-        return log_mean_softmax(model(noisy.flatten(0, 1)).unflatten(0, noisy.shape[:2]))
+        logits = check_logits(model(noisy.flatten(0, 1)), len(noisy) * noisy.shape[1])
+        return log_mean_softmax(logits.unflatten(0, noisy.shape[:2]))
 
     with unchanged(model):
         return pgd(soft_vote, x, y, eps, norm="l2", bounds=bounds, steps=steps, generator=generator,
@@ -315,10 +317,12 @@ def _check_pgd(
     start: Tensor | None, clip_start: bool, keep: str,
 ) -> None:  # fmt: skip
     check_search(steps, restarts)
-    if not (math.isfinite(step_size) and step_size >= 0):
-        raise ValueError(f"step_size={step_size}: expected a finite number >= 0, in pixel units")
-    if not 0 <= momentum < math.inf:
-        raise ValueError(f"momentum={momentum}: expected a finite number >= 0")
+    if not 0 <= step_size <= LARGEST:
+        raise ValueError(
+            f"step_size={step_size}: expected a number from 0 to {LARGEST:g}, in pixel units"
+        )
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum={momentum}: expected a share from 0 to 1")
     if keep not in ("best", "first", "last"):
         raise ValueError(f"keep={keep!r}: expected 'best', 'first' or 'last'")
     if restarts != 1 and (keep == "last" or start is not None):

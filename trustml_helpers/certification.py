@@ -11,6 +11,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,8 @@ from torch import Tensor
 from trustml_helpers import execution, processes
 from trustml_helpers.audit import Audit, audit_log, predict_acr, vote_counts
 from trustml_helpers.execution import Execution
-from trustml_helpers.models import fingerprint, replace_file
+from trustml_helpers.files import InUseError, only_writer, replace_file
+from trustml_helpers.models import fingerprint
 from trustml_helpers.norms import keyed_generator as noise_generator
 from trustml_helpers.robustness import progress_bar
 from trustml_helpers.smoothing import ABSTAIN, SHARES, SmoothedClassifier, radii
@@ -94,7 +96,7 @@ def certify_dataset(
     Raises:
         ValueError: for arguments out of range, before any work.
         LogError: if the log belongs to other settings, images or another model (names the
-            difference), or cannot be written.
+            difference), cannot be written, or is being written by another process.
     """
     chosen = list(range(len(images))) if indices is None else [int(i) for i in indices]
     named = list(range(len(images))) if numbers is None else [int(i) for i in numbers]
@@ -122,8 +124,10 @@ def certify_dataset(
                 smoothed, images[chosen[:1]], batch_size=batch_size, layout=layout, dtype=dtype
             )._replace(compiled=bool(compiled))
             execution.prepare(smoothed, found, images[:0])  # refuses before a file is touched
+            _hold(path, held)
             _create(path, settings | found._asdict() | first, smoothed.num_classes)
         else:
+            _hold(path, held)
             found = Execution(*(known[name] for name in Execution._fields))
         done = _gather(path, order)
         if known is not None:
@@ -131,7 +135,7 @@ def certify_dataset(
         _check_space(path, len(set(order) - done), smoothed.num_classes)
         return done, found
 
-    with processes.team() as team:
+    with processes.team() as team, ExitStack() as held:
         done, found = team.first(begin)
         prepared = execution.prepare(smoothed, found, images[:0])
 
@@ -249,12 +253,21 @@ def _header(classes: int) -> str:
     return "\t".join([*COLUMNS, *(f"count_{k}" for k in range(classes))]) + "\n"
 
 
+def _hold(path: Path, held: ExitStack) -> None:
+    """Write the log alone until ``held`` is closed."""
+    try:
+        held.enter_context(only_writer(path))
+    except InUseError as error:
+        raise LogError(str(error)) from error
+    except OSError as error:
+        raise LogError(f"{path} cannot be written ({error}): choose another folder") from error
+
+
 def _create(path: Path, settings: dict[str, Any], classes: int) -> None:
     from trustml_helpers import __version__
 
     about = settings | {"torch": torch.__version__, "trustml_helpers": __version__}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path.with_suffix(".json"), (json.dumps(about, indent=2) + "\n").encode())
         replace_file(path, _header(classes).encode())
     except OSError as error:

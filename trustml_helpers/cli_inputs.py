@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,7 +117,7 @@ def _arrays(path: str) -> tuple[Tensor, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             x, y = arrays["images"], arrays["labels"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"data={path!r}: expected a file of numpy.savez with the arrays images "
                          f"and labels ({error})") from error  # fmt: skip
     scaled = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32)
@@ -131,7 +132,7 @@ def _check(name: str, x: Any, y: Any) -> None:
             f"{_form(x)} and {_form(y)}"
         )
     low, high = (float(x.min()), float(x.max())) if x.numel() else (0.0, 0.0)
-    if low < -1e-6 or high > 1 + 1e-6:
+    if not (low >= -1e-6 and high <= 1 + 1e-6):  # NaN is neither
         raise ValueError(
             f"data={name!r}: expected values in [0, 1], got {low:g} to {high:g}; divide by 255 (or "
             "save uint8), and normalise inside the network"

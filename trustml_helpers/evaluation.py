@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from trustml_helpers.attacks import Attack, is_fooled
+from trustml_helpers.losses import Attack, check_logits, is_fooled
 from trustml_helpers.models import unchanged
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def correct(model: Any, x: Tensor, y: Tensor, *, batch_size: int = 256) -> Tenso
     found, broken = [], 0
     with unchanged(model), torch.inference_mode():
         for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-            logits = model(images)
+            logits = check_logits(model(images), len(images))
             broken += int(logits.isnan().any(1).sum())
             found.append(~is_fooled(logits, labels))
     if broken:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trustml_helpers.models import replace_file
+from trustml_helpers.files import replace_file
 
 if TYPE_CHECKING:
     import pandas as pd

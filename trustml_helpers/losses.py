@@ -124,11 +124,7 @@ class Goal:
         self.labels = (int(y.min()), int(y.max())) if len(y) else (0, 0)
 
     def logits(self, x: Tensor) -> Tensor:
-        found = self.model(x)
-        if found.ndim != 2 or len(found) != len(x) or found.shape[1] < 2:
-            raise ValueError(
-                f"model: expected logits of shape ({len(x)}, K >= 2), got {tuple(found.shape)}"
-            )
+        found = check_logits(self.model(x), len(x))
         smallest, largest = self.labels
         if not 0 <= smallest <= largest < found.shape[1]:
             raise ValueError(
@@ -161,7 +157,8 @@ class Goal:
                     "model: its logits do not depend on x in a way that can be differentiated (is "
                     "it wrapped in no_grad, or does it detach, round or compare its input?)"
                 )
-        return logits.detach(), value.detach(), gradient
+        # Where the logits overflow the gradient is NaN; such a pixel stays where it is.
+        return logits.detach(), value.detach(), gradient.nan_to_num_(0.0)
 
 
 class Best:
@@ -186,6 +183,8 @@ class Best:
 
 # --- what can be wrong with the arguments --------------------------------------------------------
 
+LARGEST = 1e18  # a length whose square float32 still holds
+
 
 def check(
     x: Tensor, y: Tensor, eps: float, norm: str, bounds: Bounds, loss: str | Loss = "margin"
@@ -195,8 +194,8 @@ def check(
         raise ValueError(f"norm={norm!r}: expected one of {', '.join(NORMS)}")
     if isinstance(loss, str) and loss not in LOSSES:
         raise ValueError(f"loss={loss!r}: expected one of {', '.join(LOSSES)}")
-    if not (math.isfinite(eps) and eps >= 0):
-        raise ValueError(f"eps={eps}: expected a finite number >= 0, in pixel units")
+    if not 0 <= eps <= LARGEST:
+        raise ValueError(f"eps={eps}: expected a number from 0 to {LARGEST:g}, in pixel units")
     if not x.is_floating_point() or x.ndim < 2:
         raise TypeError(
             f"x: expected a floating-point tensor (n, ...), got {x.dtype} of shape {tuple(x.shape)}"
@@ -207,8 +206,12 @@ def check(
             f"{tuple(y.shape)}"
         )
     if bounds is None:
+        if not x.isfinite().all():
+            raise ValueError("x: expected finite values, found NaN or infinity")
         return
     low, high = bounds
+    if not low < high:
+        raise ValueError(f"bounds=({low}, {high}): expected the smaller value first, or None")
     if norm == "linf" and eps > high - low:
         raise ValueError(
             f"eps={eps} is larger than the whole range of bounds=({low}, {high}). eps is in pixel "
@@ -223,6 +226,15 @@ def check(
             "are expected in [0, 1], with any normalisation inside the model; pass bounds=None "
             "for unbounded data"
         )
+
+
+def check_logits(logits: Tensor, count: int) -> Tensor:
+    """The logits, if they are ``(count, K)`` with K at least 2; else ValueError."""
+    if logits.ndim != 2 or len(logits) != count or logits.shape[1] < 2:
+        raise ValueError(
+            f"model: expected logits of shape ({count}, K >= 2), got {tuple(logits.shape)}"
+        )
+    return logits
 
 
 def check_search(steps: int, restarts: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trustml_helpers.data import data_folder
+from trustml_helpers.files import replace_file
 
 
 class LeNet(nn.Sequential):
@@ -224,10 +224,17 @@ def load(name: str | Path) -> nn.Module:
             f"{path} is not the file its card describes: sha256 {found[:12]}..., expected "
             f"{content['sha256'][:12]}.... {_rebuild(content)}"
         )
+    from safetensors import SafetensorError
     from safetensors.torch import load as load_bytes
 
     model = build(content["architecture"])
-    model.load_state_dict(load_bytes(raw))
+    try:
+        model.load_state_dict(load_bytes(raw))
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of a {content['architecture']} ({error}). "
+            f"{_rebuild(content)}"
+        ) from error
     model.__dict__["card"] = content  # so that smoothing can compare its sigma
     return model.eval()
 
@@ -284,13 +291,6 @@ def fingerprint(model: Any) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def replace_file(path: Path, raw: bytes) -> None:
-    """Write a whole file or nothing: a kill leaves the old content, never half of the new."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(raw)
-    os.replace(temporary, path)
 
 
 def predict(model: Any, images: Tensor, *, batch_size: int = 256) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from trustml_helpers.models import CheckpointError, replace_file
+from trustml_helpers.files import replace_file
+from trustml_helpers.models import CheckpointError
 
 
 def save_state(
@@ -59,7 +60,6 @@ def save_state(
             f"tensor nor JSON ({error}); train without checkpoint, or use another one"
         ) from error
     cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, save(cpu, metadata={"state": text}))
 
 

@@ -23,6 +23,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 EARLY = 0.1  # share of alpha that all looks but the last may spend together
+SMALLEST_ALPHA = 1e-20  # far above what is dropped
 _TINY = 1e-25  # mass that may be dropped from the recursion; it is counted as error
 
 
@@ -115,6 +116,8 @@ def plan(
     if not (np.all((p > 0) & (p < 1)) and np.all(np.diff(p) > 0)):
         raise ValueError(f"p_null={p_null!r}: expected increasing values strictly in (0, 1)")
     bounds.check_alpha(alpha)
+    if alpha < SMALLEST_ALPHA:
+        raise ValueError(f"alpha={alpha}: expected at least {SMALLEST_ALPHA:g}, for the rounding")
     if not 0 <= beta < 1:
         raise ValueError(f"beta={beta}: expected a probability in [0, 1)")
     n = np.asarray(sizes, dtype=np.int64)
@@ -202,9 +205,7 @@ def _boundary(p: float, n: Ints, spend: Floats) -> Ints:
         tail = np.cumsum(alive.mass[::-1])[::-1]  # P(alive and count >= low + j)
         left = allowed - spent - alive.dropped
         fits = np.nonzero(tail <= left)[0]
-        end = alive.low + len(alive.mass)
-        boundary = alive.low + int(fits[0]) if len(fits) else end
-        u.append(min(boundary, int(size) + 1))
+        u.append(alive.low + int(fits[0]) if len(fits) else int(size) + 1)
         spent += alive.stop_at(u[-1])
     return np.array(u, dtype=np.int64)
 

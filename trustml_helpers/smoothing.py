@@ -296,7 +296,13 @@ class SmoothedClassifier:
         if not (np.all(np.isfinite(grid) & (grid > 0)) and np.all(np.diff(grid) > 0)):
             raise ValueError(f"radius={radius}: expected increasing values above 0")
         sizes = sequential.looks(n_max)
-        plan = sequential.plan(special.ndtr(grid / self.sigma), alpha, sizes)
+        p_null = special.ndtr(grid / self.sigma)
+        if p_null[-1] == 1 or np.any(np.diff(p_null) == 0):
+            raise ValueError(
+                f"radius={radius}: no votes can tell such radii apart at sigma={self.sigma:g}; "
+                f"expected at most {8 * self.sigma:g}, in steps that are not tiny"
+            )
+        plan = sequential.plan(p_null, alpha, sizes)
         if plan.success[0, -1] > n_max:
             share = (1 - sequential.EARLY) * alpha
             least = math.ceil(math.log(share) / special.log_ndtr(grid[0] / self.sigma))

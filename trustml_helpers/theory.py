@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 
+from trustml_helpers.bounds import check_sigma
+
 Array = NDArray[np.float64]
 
 
@@ -53,10 +55,11 @@ def cell_masses(edges: ArrayLike, mean: float, sigma: float) -> Array:
     [0.5, 0.5]
     """
     cuts = np.asarray(edges, dtype=float)
-    if cuts.ndim != 1 or not np.all(np.diff(cuts) > 0):
-        raise ValueError("edges: expected one increasing sequence")
-    if not sigma > 0:
-        raise ValueError(f"sigma={sigma}: expected above 0, in pixel units")
+    if cuts.ndim != 1 or not (np.all(np.diff(cuts) > 0) and np.all(np.isfinite(cuts))):
+        raise ValueError("edges: expected one increasing sequence of finite numbers")
+    if not np.isfinite(mean):
+        raise ValueError(f"mean={mean}: expected a finite number")
+    check_sigma(sigma)
     z = np.concatenate([[-np.inf], (cuts - mean) / sigma, [np.inf]])
     # On the right half, differences of upper tails: 1 - small would lose the small.
     left, right = special.ndtr(z), special.ndtr(-z)
@@ -88,14 +91,7 @@ def worst_case_classifier(
     >>> f.round(6).tolist(), round(worst, 6)
     ([1.0, 1.0, 0.0], 0.5)
     """
-    p, q = np.asarray(grid_mass_at_x, dtype=float), np.asarray(grid_mass_at_x_delta, dtype=float)
-    if p.shape != q.shape:
-        raise ValueError(f"the two grids differ in shape: {p.shape} and {q.shape}")
-    for name, mass in (("grid_mass_at_x", p), ("grid_mass_at_x_delta", q)):
-        if np.any(mass < 0) or not np.isclose(mass.sum(), 1, atol=1e-9):
-            raise ValueError(f"{name}: expected probabilities that add up to 1, got {mass.sum()}")
-    if not 0 <= p_a <= 1:
-        raise ValueError(f"p_a={p_a}: expected a probability in [0, 1]")
+    p, q = _grids(grid_mass_at_x, grid_mass_at_x_delta, p_a)
     # Cells without mass at x do not help the constraint; p_a = 1 must not fail by rounding.
     wanted = min(p_a, p.sum())
     solved = optimize.linprog(
@@ -106,6 +102,20 @@ def worst_case_classifier(
         raise RuntimeError(f"the linear program was not solved: {solved.message}")
     f = np.clip(solved.x, 0, 1) + 0.0  # no negative zeros
     return f.reshape(p.shape), float(f @ q.ravel())
+
+
+def _grids(at_x: ArrayLike, at_x_delta: ArrayLike, p_a: float) -> tuple[Array, Array]:
+    p, q = np.asarray(at_x, dtype=float), np.asarray(at_x_delta, dtype=float)
+    if p.shape != q.shape:
+        raise ValueError(
+            f"grid_mass_at_x and grid_mass_at_x_delta differ in shape: {p.shape} and {q.shape}"
+        )
+    for name, mass in (("grid_mass_at_x", p), ("grid_mass_at_x_delta", q)):
+        if np.any(mass < 0) or not np.isclose(mass.sum(), 1, atol=1e-9):
+            raise ValueError(f"{name}: expected probabilities that add up to 1, got {mass.sum()}")
+    if not 0 <= p_a <= 1:
+        raise ValueError(f"p_a={p_a}: expected a probability in [0, 1]")
+    return p, q
 
 
 def neyman_pearson(
@@ -120,7 +130,7 @@ def neyman_pearson(
     >>> f.tolist(), worst
     ([1.0, 1.0, 0.0], 0.5)
     """
-    p, q = np.asarray(grid_mass_at_x, dtype=float), np.asarray(grid_mass_at_x_delta, dtype=float)
+    p, q = _grids(grid_mass_at_x, grid_mass_at_x_delta, p_a)
     flat_p, flat_q = p.ravel(), q.ravel()
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(flat_p > 0, flat_q / flat_p, np.inf)
@@ -148,7 +158,16 @@ def ball_probability(distance: ArrayLike, radius: float, sigma: float, dimension
     >>> float(ball_probability(0.0, 1.0, 1.0, 2).round(6))  # 1 - exp(-1/2)
     0.393469
     """
-    shift = (np.asarray(distance, dtype=float) / sigma) ** 2
+    away = np.asarray(distance, dtype=float)
+    for name, value in (("distance", away), ("radius", np.asarray(radius))):
+        if not np.all(np.isfinite(value) & (value >= 0)):
+            raise ValueError(f"{name}={value}: expected finite numbers >= 0, in pixel units")
+    check_sigma(sigma)
+    if radius > 1e5 * sigma:
+        raise ValueError(f"radius={radius}: expected at most {1e5 * sigma:g}, 100,000 sigma")
+    if dimension < 1:
+        raise ValueError(f"dimension={dimension}: expected at least 1")
+    shift = (away / sigma) ** 2
     inside = (radius / sigma) ** 2
     central = stats.chi2.cdf(inside, dimension)
     return np.where(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from trustml_helpers import objectives, processes, resume, robustness
 from trustml_helpers.attacks import Attack
+from trustml_helpers.files import only_writer
+from trustml_helpers.models import unchanged
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,6 +131,7 @@ def fit(
     Raises:
         ValueError: for arguments out of range, before any step.
         CheckpointError: if the checkpoint is damaged or belongs to another run.
+        InUseError: if another process is writing the checkpoint.
         FloatingPointError: if the loss is no longer finite.
 
     >>> x = torch.eye(4).repeat(16, 1)
@@ -139,12 +143,18 @@ def fit(
 
     attacks, generators = attacks or {}, tuple(generators)
     _check(train, validation, attacks, epochs, batch_size, best, precision)
+    for name, part in (("train", train), ("validation", validation or train)):
+        _check_labels(name, model, *part)
+    train = train[0], train[1].long()
     order, per_epoch = torch.Generator().manual_seed(seed), -(-len(train[0]) // batch_size)
     descent = optimizer(model.parameters())
     schedule = scheduler(descent, epochs * per_epoch) if scheduler else None
     history: list[dict[str, Any]] = []
     weights: dict[str, Tensor] = {}
-    with processes.team() as team:
+    path = Path(checkpoint) if checkpoint is not None else None
+    with processes.team() as team, ExitStack() as held:
+        if path:
+            team.first(lambda: held.enter_context(only_writer(path)))
         settings = {
             "about": about, "epochs": epochs, "batch_size": batch_size,
             "examples": len(train[0]), "seed": seed, "best": best, "precision": precision,
@@ -155,7 +165,6 @@ def fit(
         team.same([*model.parameters(), *model.buffers()])
         for generator in generators if team.rank else ():
             generator.manual_seed(generator.initial_seed() + 1_000_003 * team.rank)
-        path = Path(checkpoint) if checkpoint is not None else None
         found = (
             resume.load_state(path, model, descent, schedule, settings, team.rank) if path else None
         )
@@ -280,6 +289,22 @@ def _finite(loss: float, epoch: int, step: int) -> float:
             "rate, or check the images for NaN"
         )
     return loss
+
+
+def _check_labels(name: str, model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """Refuse labels that are no classes of the model, as far as its logits are ``(n, K)``."""
+    if labels.is_floating_point() or labels.ndim != 1:
+        raise TypeError(
+            f"{name}: expected whole labels (n,), got {labels.dtype} of {tuple(labels.shape)}"
+        )
+    with unchanged(model), torch.inference_mode():
+        logits = model(images[:1])
+    low, high = int(labels.min()), int(labels.max())
+    if getattr(logits, "ndim", 0) == 2 and not 0 <= low <= high < logits.shape[1]:
+        raise ValueError(
+            f"{name}: labels {low} to {high}, but the model has {logits.shape[1]} classes: "
+            f"expected 0 to {logits.shape[1] - 1}"
+        )
 
 
 def _check(

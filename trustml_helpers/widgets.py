@@ -121,6 +121,13 @@ def _slider(
     )  # fmt: skip
 
 
+def _choice(name: str, options: list[str], value: str) -> ipywidgets.ToggleButtons:
+    """Buttons (Tab, Space): in a menu, JupyterLab takes the arrow keys to go to another cell."""
+    style = {"button_width": "auto"}
+    buttons = ipywidgets.ToggleButtons(options=options, value=value, description=name, style=style)
+    return buttons.add_class("widget-inline-hbox")  # its name beside it, as a slider's
+
+
 def _counter(name: str, value: int, low: int, high: int, step: int = 1) -> ipywidgets.IntSlider:
     """The whole-number twin of :func:`_slider`."""
     return ipywidgets.IntSlider(
@@ -157,11 +164,12 @@ def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 
         return figures.perturbations([(attack, x[0], x_adv[0], probabilities)], label=true), says
 
     size = _slider("eps", 0.1, 0, *_SIZES["linf"])
-    norm = ipywidgets.Dropdown(options=list(_SIZES), value="linf", description="norm")
+    norm = _choice("norm", list(_SIZES), "linf")
 
     def rescale(change: Any) -> None:
         largest, step = _SIZES[change["new"]]
-        with size.hold_trait_notifications():
+        # In one message: a browser that hears of the range first answers with a value of its own.
+        with size.hold_sync(), size.hold_trait_notifications():
             share = size.value / size.max
             size.max, size.step, size.value = largest, step, round(share * largest / step) * step
 
@@ -169,7 +177,7 @@ def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 
     return Explorer(
         draw,
         image=_counter("image", 0, 0, len(images) - 1),
-        attack=ipywidgets.Dropdown(options=list(_PERTURB), value="PGD", description="attack"),
+        attack=_choice("attack", list(_PERTURB), "PGD"),
         norm=norm,
         eps=size,
         steps=_counter("steps", steps, 1, 50),

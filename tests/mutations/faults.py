@@ -1,0 +1,349 @@
+"""Deliberate faults: each must turn the tests named beside it red. Run them: see ``plant.py``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One file, changed; and the tests, as pytest takes them, that must notice."""
+
+    what: str
+    file: str
+    change: Callable[[str], str]
+    tests: str
+    fast: bool = False  # also part of `make test`
+
+
+def swap(old: str, new: str) -> Callable[[str], str]:
+    """The only occurrence of ``old`` becomes ``new``."""
+
+    def change(text: str) -> str:
+        if text.count(old) != 1:
+            raise ValueError(f"occurs {text.count(old)} times, expected once: {old!r}")
+        return text.replace(old, new)
+
+    return change
+
+
+def cells(edit: Callable[[dict], None]) -> Callable[[str], str]:
+    """Every code cell of a notebook, edited in place."""
+
+    def change(text: str) -> str:
+        notebook = json.loads(text)
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                edit(cell)
+        return json.dumps(notebook)
+
+    return change
+
+
+def first_cell(line: str) -> Callable[[str], str]:
+    """A line put before the first code cell's."""
+
+    def change(text: str) -> str:
+        notebook = json.loads(text)
+        cell = next(each for each in notebook["cells"] if each["cell_type"] == "code")
+        cell["source"] = [line + "\n", *cell["source"]]
+        return json.dumps(notebook)
+
+    return change
+
+
+def strip(cell: dict) -> None:
+    cell |= {"outputs": [], "execution_count": None}
+
+
+def unnamed(cell: dict) -> None:
+    for output in cell["outputs"]:
+        output.get("metadata", {}).pop("image/png", None)
+
+
+PACKAGE = "trustml_helpers"
+PROOF = "notebooks/04_proof_of_the_radius.ipynb"
+HOMEWORK = "notebooks/homework/source/hw1/hw1.ipynb"
+
+FAULTS = [
+    # Attacks
+    Fault("no projection", f"{PACKAGE}/attacks.py",
+          swap("x_adv = project(ball.ascend(x_adv, direction, step_size, bounds))",
+               "x_adv = ball.ascend(x_adv, direction, step_size, bounds)"),
+          "tests/test_attacks.py -k feasible", fast=True),
+    Fault("no random start", f"{PACKAGE}/attacks.py",
+          swap("begin = x + eps * ball.uniform(x, generator) if random_start and start is None "
+               "else x", "begin = x"),
+          "tests/test_attacks.py -k random_start"),
+    Fault("the same start at every restart", f"{PACKAGE}/attacks.py",
+          swap("        for _ in range(restarts):\n",
+               "        for _ in range(restarts):\n"
+               "            generator = torch.Generator().manual_seed(0)\n"),
+          "tests/test_attacks.py -k restart"),
+    Fault("ascent turned into descent", f"{PACKAGE}/norms.py",
+          swap("return x + length * gradient.sign()", "return x - length * gradient.sign()"),
+          "tests/test_attacks.py -k closed_form", fast=True),
+    Fault("a step in l2 not normalised", f"{PACKAGE}/norms.py",
+          swap("return x + length * _l2_unit(gradient)", "return x + length * gradient"),
+          "tests/test_attacks.py -k closed_form"),
+    Fault("the l1 step in one pixel only", f"{PACKAGE}/norms.py",
+          swap("moves = torch.minimum((budget - spent_before).clamp(min=0), room)",
+               "moves = torch.minimum((budget - spent_before).clamp(min=0), room)\n"
+               "    moves[:, 1:] = 0"),
+          "tests/test_norms.py"),
+    Fault("l2: projected on the ball, then clipped", f"{PACKAGE}/norms.py",
+          swap("            if not moved.any():\n                break",
+               "            break"),
+          "tests/test_norms.py"),
+    Fault("start uniform in radius, not in the ball", f"{PACKAGE}/norms.py",
+          swap(" ** (1 / max(x[:1].numel(), 1))", ""),
+          "tests/test_norms.py -k random_start"),
+    Fault("cross-entropy mean for sum in the gradient", f"{PACKAGE}/losses.py",
+          swap("torch.autograd.grad(value.sum(), x,", "torch.autograd.grad(value.mean(), x,"),
+          "tests/test_attacks.py -k dilute"),
+    Fault('restart rule "largest loss"', f"{PACKAGE}/losses.py",
+          swap("better = (fooled & ~before) | ((fooled == before) & (value >= self.value[rows]))",
+               "better = value >= self.value[rows]"),
+          "tests/test_attacks.py -k keep_best"),
+    Fault("last step not evaluated", f"{PACKAGE}/attacks.py",
+          swap("            if len(rows):\n"
+               "                best.update(rows, x_adv, *goal.evaluate(x_adv, target))",
+               "            pass"),
+          "tests/test_attacks.py -k last_step", fast=True),
+    Fault("a NaN logit counts as robust", f"{PACKAGE}/losses.py",
+          swap("(hit if targeted else ~hit) | logits.isnan().any(1)",
+               "(hit if targeted else ~hit) & ~logits.isnan().any(1)"),
+          "tests/test_attacks.py -k nan"),
+    Fault("the margin includes the true class", f"{PACKAGE}/losses.py",
+          swap("others = logits.scatter(1, y[:, None], -math.inf).amax(1)",
+               "others = logits.amax(1)"),
+          "tests/test_attacks.py -k margin_and_cross_entropy"),
+    Fault("DLR over first minus second logit", f"{PACKAGE}/losses.py",
+          swap("(largest[:, 0] - largest[:, 2] + _tiny(logits))",
+               "(largest[:, 0] - largest[:, 1] + _tiny(logits))"),
+          "tests/test_attacks.py -k dlr"),
+    Fault("targeted attacks avoid their target", f"{PACKAGE}/losses.py",
+          swap("value = -self.loss(logits, y) if self.targeted else self.loss(logits, y)",
+               "value = self.loss(logits, y)"),
+          "tests/test_attacks.py -k targeted"),
+    Fault("the network stays in training mode under attack", f"{PACKAGE}/models.py",
+          swap("                module.training = False\n", "                pass\n"),
+          "tests/test_models.py -k unchanged"),
+    Fault(".grad of the network is lost by an attack", f"{PACKAGE}/models.py",
+          swap("parameter.grad = gradient", "parameter.grad = None"),
+          "tests/test_models.py -k unchanged"),
+    Fault("worst case counted per attack, not per example", f"{PACKAGE}/evaluation.py",
+          swap("standing = standing & survived", "standing = survived"),
+          "tests/test_robustness.py -k matrix"),
+    # Training
+    Fault("mixed training attacks the clean share", f"{PACKAGE}/objectives.py",
+          swap("x = torch.cat([x[:clean], attack(model, x[clean:], y[clean:])])",
+               "x = attack(model, x, y)"),
+          "tests/test_objectives.py -k mixed"),
+    Fault("TRADES with the divergence turned round", f"{PACKAGE}/objectives.py",
+          swap("divergence = F.kl_div(attacked, clean,", "divergence = F.kl_div(clean, attacked,"),
+          "tests/test_objectives.py -k trades"),
+    Fault("the order of the examples is never shuffled anew", f"{PACKAGE}/training.py",
+          swap("shuffled = torch.randperm(len(train[0]), generator=order)",
+               "shuffled = torch.randperm(len(train[0]), generator=order.manual_seed(seed))"),
+          "tests/test_training.py -k every_example"),
+    Fault("the test set is read by training", f"{PACKAGE}/cli_training.py",
+          swap('*first(data.load_mnist("train"), limit), validation',
+               '*first(data.load_mnist("test"), limit), validation'),
+          "tests/test_cli.py -k test_set_is_read"),
+    Fault("DDP ranks with the same noise", f"{PACKAGE}/training.py",
+          swap("generator.initial_seed() + 1_000_003 * team.rank", "generator.initial_seed()"),
+          "tests/test_training.py -k two_processes"),
+    Fault("a resumed training repeats an epoch", f"{PACKAGE}/training.py",
+          swap("            if epoch < len(history):", "            if epoch < len(history) - 1:"),
+          "tests/test_training.py -k killed"),
+    Fault("the first of equal best epochs is kept", f"{PACKAGE}/training.py",
+          swap('row[best] <= min(past[best] for past in history)',
+               'row[best] < min([past[best] for past in history[:-1]] or [2])'),
+          "tests/test_training.py -k equal_epochs"),
+    # Noise in training
+    Fault("noise variance for standard deviation", f"{PACKAGE}/noise_objectives.py",
+          swap("return sigma * draw(x.new_empty(len(x), samples",
+               "return sigma**2 * draw(x.new_empty(len(x), samples"),
+          "tests/test_objectives.py tests/test_noise_objectives.py -k gaussian", fast=True),
+    Fault("noise not fresh per image", f"{PACKAGE}/noise_objectives.py",
+          swap("return sigma * draw(x.new_empty(len(x), samples, *x.shape[1:]), torch.randn, "
+               "generator)",
+               "one = draw(x.new_empty(1, samples, *x.shape[1:]), torch.randn, generator)\n"
+               "    return sigma * one.expand(len(x), *one.shape[1:])"),
+          "tests/test_noise_objectives.py -k fresh"),
+    Fault("noisy training images clipped", f"{PACKAGE}/noise_objectives.py",
+          swap("logits = model((x[:, None] + noise).flatten(0, 1))",
+               "logits = model((x[:, None] + noise).clamp(0, 1).flatten(0, 1))"),
+          "tests/test_objectives.py -k not_clipped"),
+    Fault("MACER rewards wrong predictions", f"{PACKAGE}/noise_objectives.py",
+          swap("top[(which[:, 0] == y) & (top[:, 0] < 1)", "top[(top[:, 0] < 1)"),
+          "tests/test_noise_objectives.py -k macer"),
+    Fault("SmoothAdv learns under other noise than it attacks", f"{PACKAGE}/noise_objectives.py",
+          swap("return _consistency(_logits_under(noise, model, x_adv), y, lam, eta)",
+               "noise = _noise(x, samples, sigma, generator)\n"
+               "        return _consistency(_logits_under(noise, model, x_adv), y, lam, eta)"),
+          "tests/test_noise_objectives.py -k smoothadv"),
+    Fault("consistency with the entropy's sign turned", f"{PACKAGE}/noise_objectives.py",
+          swap("lam * divergence + eta * entropy", "lam * divergence - eta * entropy"),
+          "tests/test_noise_objectives.py -k consistency"),
+    # Bounds and certificates
+    Fault("Phi for its inverse", f"{PACKAGE}/bounds.py",
+          swap("spread = special.ndtri(np.where(wins, a, 0.5)) - special.ndtri(",
+               "spread = special.ndtr(np.where(wins, a, 0.5)) - special.ndtri("),
+          "tests/test_bounds.py -k radii", fast=True),
+    Fault("two-sided alpha", f"{PACKAGE}/bounds.py",
+          swap("found = special.betaincinv(np.where(inside, k, 1), n - np.where(inside, k, 1) + 1, "
+               "alpha)",
+               "found = special.betaincinv(np.where(inside, k, 1), n - np.where(inside, k, 1) + 1, "
+               "alpha / 2)"),
+          "tests/test_bounds.py", fast=True),
+    Fault("plug-in for the bound", f"{PACKAGE}/bounds.py",
+          swap("found = special.betaincinv(np.where(inside, k, 1), n - np.where(inside, k, 1) + 1, "
+               "alpha)", "found = k / n"),
+          "tests/test_bounds.py"),
+    Fault("one success too many in the bound", f"{PACKAGE}/bounds.py",
+          swap("found = special.betaincinv(np.where(inside, k, 1), n - np.where(inside, k, 1) + 1, "
+               "alpha)",
+               "found = special.betaincinv(np.where(inside, k, 1) + 1, "
+               "n - np.where(inside, k, 1) + 1, alpha)"),
+          "tests/test_bounds.py -k coverage"),
+    Fault("selection samples reused", f"{PACKAGE}/smoothing.py",
+          swap("        counts = self.sample_under_noise(x, n, generator, batch_size)\n"
+               "        radius, p_a",
+               "        counts = self.sample_under_noise(x, n, generator, batch_size)\n"
+               "        top = counts.argmax(1)\n        radius, p_a"),
+          "tests/test_smoothing.py -k selection_samples"),
+    Fault("noise of the votes clipped", f"{PACKAGE}/smoothing.py",
+          swap("noisy = drawn.to(x.device).add_(x[row : row + together, None])",
+               "noisy = drawn.to(x.device).add_(x[row : row + together, None]).clamp_(0, 1)"),
+          "tests/test_smoothing.py -k not_clipped"),
+    Fault("votes under the same noise for all copies", f"{PACKAGE}/smoothing.py",
+          swap("return noise.normal_(0, sigma, generator=generator)",
+               "noise.normal_(0, sigma, generator=generator)\n"
+               "            return noise.copy_(noise[:, :1].clone().expand_as(noise))"),
+          "tests/test_smoothing.py -k right_law"),
+    Fault("votes under noise of variance sigma", f"{PACKAGE}/smoothing.py",
+          swap("return noise.normal_(0, sigma, generator=generator)",
+               "return noise.normal_(0, math.sqrt(sigma), generator=generator)"),
+          "tests/test_smoothing.py -k standard_deviation"),
+    Fault("votes of a network in training mode", f"{PACKAGE}/smoothing.py",
+          swap("with unchanged(self.base_classifier), torch.inference_mode():",
+               "with torch.inference_mode():"),
+          "tests/test_smoothing.py -k left_as_found"),
+    Fault("a NaN votes for class 0", f"{PACKAGE}/smoothing.py",
+          swap("logits.argmax(1).masked_fill(~logits.isfinite().all(1), self.num_classes)",
+               "logits.nan_to_num(0).argmax(1)"),
+          "tests/test_smoothing.py -k not_finite"),
+    Fault("abstention removed", f"{PACKAGE}/votes.py",
+          swap("return torch.where(sure, two.indices[:, 0].cpu(), ABSTAIN)",
+               "return two.indices[:, 0].cpu()"),
+          "tests/test_smoothing.py -k decide", fast=True),
+    Fault("PREDICT with a one-sided test", f"{PACKAGE}/votes.py",
+          swap("p_value = np.minimum(1.0, 2 * stats.binom.sf(first - 1, first + second, 0.5))",
+               "p_value = stats.binom.sf(first - 1, first + second, 0.5)"),
+          "tests/test_smoothing.py -k decide"),
+    Fault("the test one vote too generous", f"{PACKAGE}/votes.py",
+          swap("p_value = np.minimum(1.0, 2 * stats.binom.sf(first - 1, first + second, 0.5))",
+               "p_value = np.minimum(1.0, 2 * stats.binom.sf(first, first + second, 0.5))"),
+          "tests/test_smoothing.py -k decide"),
+    Fault("the rival's bound left out", f"{PACKAGE}/votes.py",
+          swap("return bounds.two_class_radius(p_a, p_b, sigma), p_a",
+               "return bounds.two_class_radius(p_a, others / n, sigma), p_a"),
+          "tests/test_votes.py tests/test_smoothing.py -k two_class"),
+    Fault("two-class bound with all of alpha twice", f"{PACKAGE}/votes.py",
+          swap("SHARES = (0.9, 0.1)", "SHARES = (1.0, 1.0)"),
+          "tests/test_votes.py -k without_a_majority"),
+    Fault("votes that were lost are forgotten", f"{PACKAGE}/votes.py",
+          swap("lost = n - counts.sum(1).cpu().numpy()", "lost = 0"),
+          "tests/test_smoothing.py -k lost_vote"),
+    Fault("radius rounded up", f"{PACKAGE}/certification.py",
+          swap("    down = math.floor(radius * 1e6) / 1e6\n"
+               "    return down if down <= radius else down - 1e-6",
+               "    return math.ceil(radius * 1e6) / 1e6"),
+          "tests/test_certification.py -k rounded_down"),
+    Fault("one noise for all images", f"{PACKAGE}/certification.py",
+          swap("noise_generator(seed, named[index], images.device)",
+               "noise_generator(seed, 0, images.device)"),
+          "tests/test_certification.py -k noise_of_its_own"),
+    Fault("a resumed log repeats a row", f"{PACKAGE}/certification.py",
+          swap("left = [i for i in chosen if named[i] not in done]", "left = list(chosen)"),
+          "tests/test_certification.py -k certified_again"),
+    Fault("rows are written at the end only", f"{PACKAGE}/certification.py",
+          swap("                log.flush()\n", ""),
+          "tests/test_certification.py -k each_row_is_on_disk"),
+    Fault("a half-written row is accepted", f"{PACKAGE}/certification.py",
+          swap('return text[: text.rfind("\\n") + 1].splitlines(keepends=True) or [""]',
+               'return text.splitlines(keepends=True) or [""]'),
+          "tests/test_certification.py -k kill"),
+    Fault("another network goes on with the log", f"{PACKAGE}/certification.py",
+          swap('if value is not None and known[key] != value:',
+               'if value is not None and known[key] != value and key != "model_sha256":'),
+          "tests/test_certification.py -k another_model"),
+    Fault("abstentions count in the ACR", f"{PACKAGE}/certification.py",
+          swap('return np.where(log["correct"] == 1, log["radius"], 0.0)',
+               'return log["radius"].to_numpy()'),
+          "tests/test_certification.py -k by_hand"),
+    # Sequential tests
+    Fault("futility that spends alpha", f"{PACKAGE}/sequential.py",
+          swap("spent += alive.stop_at(u[-1])", "spent += 0.5 * alive.stop_at(u[-1])"),
+          "tests/test_sequential.py"),
+    Fault("every look at the whole alpha", f"{PACKAGE}/sequential.py",
+          swap("return np.append(early, alpha)", "return np.full(count, alpha) * np.arange(1, "
+               "count + 1)"),
+          "tests/test_sequential.py -k error"),
+    Fault("boundaries that may cross on a grid", f"{PACKAGE}/sequential.py",
+          swap("success = np.maximum.accumulate(np.stack(single), axis=0)",
+               "success = np.stack(single)"),
+          "tests/test_sequential.py -k fine_grid"),
+    Fault("anytime bound without its price", f"{PACKAGE}/sequential.py",
+          swap("- special.betaln(0.5, 0.5) - np.log(special.betaincc(0.5, 0.5, p))\n", ""),
+          "tests/test_sequential.py -k anytime"),
+    # Theory
+    Fault("likelihood ratio upside down", f"{PACKAGE}/theory.py",
+          swap("ratio = np.where(flat_p > 0, flat_q / flat_p, np.inf)",
+               "ratio = np.where(flat_p > 0, -flat_q / flat_p, np.inf)"),
+          "tests/test_theory.py -k neyman", fast=True),
+    Fault("cells of the right tail by subtraction from 1", f"{PACKAGE}/theory.py",
+          swap("left, right = special.ndtr(z), special.ndtr(-z)",
+               "left, right = special.ndtr(z), 1 - special.ndtr(z)"),
+          "tests/test_theory.py -k tails"),
+    # Files from others
+    Fault("altered weights are loaded", f"{PACKAGE}/models.py",
+          swap('if found != content["sha256"]:', 'if False:'),
+          "tests/test_models.py -k altered"),
+    Fault("a file is written in place", f"{PACKAGE}/files.py",
+          swap("    temporary.write_bytes(raw)\n    os.replace(temporary, path)",
+               "    path.write_bytes(raw)"),
+          "tests/test_files.py -k whole_or_not"),
+    Fault("two processes write one log", f"{PACKAGE}/files.py",
+          swap("        raise InUseError(", "        error = InUseError("),
+          "tests/test_files.py -k two_processes"),
+    Fault("a checkpoint is unpickled", f"{PACKAGE}/models.py",
+          swap("from safetensors.torch import load as load_bytes", "from pickle import loads"),
+          "tests/test_security.py -k 'executes_what_it_reads and models'"),
+    # Widgets and notebooks
+    Fault("a widget callback that raises", f"{PACKAGE}/widgets.py",
+          swap("        figure, self.says = self._draw(**values)\n",
+               "        if self._drawn:\n            raise RuntimeError('broken')\n"
+               "        figure, self.says = self._draw(**values)\n"),
+          PROOF),
+    Fault("an unknown magic in a notebook", PROOF, first_cell("%unknownmagic"),
+          "tests/test_notebooks.py -k 'imports_nothing_in_vain and 04'", fast=True),
+    Fault("stored outputs stripped", PROOF, cells(strip),
+          "tests/test_notebooks.py -k 'clean_run and 04'"),
+    Fault("figures without alt text", PROOF, cells(unnamed),
+          "tests/test_notebooks.py -k 'text_alternative and 04'"),
+    Fault("a figure without alt text, shown", f"{PACKAGE}/figures.py",
+          swap('"image/png": {"alt": ', '"image/png": {"title": '),
+          "tests/test_figures.py -k show"),
+    Fault("a notebook's own algorithm is wrong", PROOF,
+          swap("np.argsort(q / p)", "np.argsort(-q / p)"),
+          "tests/test_notebooks.py -k neyman_pearson_cell"),
+    # Homework
+    Fault("a solution in the homework release", HOMEWORK,
+          lambda text: text.replace("### BEGIN SOLUTION", "### the answer:"),
+          "tests/test_homework.py -k release_holds_no_solution"),
+]  # fmt: skip
