@@ -131,7 +131,13 @@ def test_the_search_finds_a_word(browser, pages):
 def test_no_violation_of_accessibility(browser, pages):
     """axe-core's rules: contrast, order of headings, names of controls, alt texts."""
     sync = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe")
-    for name in ("index", "reference", "notebooks/hw1", *(f"notebooks/{each}" for each in LESSONS)):
+    for name in (
+        "index",
+        "reference",
+        "trust",
+        "notebooks/hw1",
+        *(f"notebooks/{each}" for each in LESSONS),
+    ):
         page = watched(browser, [])
         page.goto(pages[f"{name}.html"].as_uri())
         page.evaluate("window.MathJax ? MathJax.startup.promise : null")

@@ -210,6 +210,10 @@ FAULTS = [
                "found = special.betaincinv(np.where(inside, k, 1) + 1, "
                "n - np.where(inside, k, 1) + 1, alpha)"),
           "tests/test_bounds.py -k coverage"),
+    Fault("errors twice as frequent as promised", f"{PACKAGE}/votes.py",
+          swap("p_a = bounds.lower_conf_bound(k, n, alpha)",
+               "p_a = bounds.lower_conf_bound(k, n, 2 * alpha)"),
+          "tests/test_error_rates.py"),
     Fault("selection samples reused", f"{PACKAGE}/smoothing.py",
           swap("        counts = self.sample_under_noise(x, n, generator, batch_size)\n"
                "        radius, p_a",
