@@ -4,6 +4,7 @@
 # make site     write the web book to build/site/, from the outputs stored in the notebooks
 # make slides   write one deck per notebook to build/slides/
 # make mutations  plant faults in copies of the repository; each must turn a test red (10 minutes)
+# make oldest   run the tests with the oldest versions that pyproject.toml declares, in build/oldest
 # make notebooks  execute the notebooks in place, to store fresh outputs (for authors)
 # make homework-release                      the students' version, in build/homework/
 # make homework-grade SUBMISSIONS=folder     grade every notebook of a folder
@@ -17,7 +18,7 @@ NOTEBOOKS := $(wildcard notebooks/0*.ipynb)
 EXECUTE := TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --execute --ExecutePreprocessor.timeout=900 \
 	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False
 
-.PHONY: course test lab site slides mutations notebooks lint homework-release homework-grade
+.PHONY: course test lab site slides mutations oldest notebooks lint homework-release homework-grade
 
 course: $(STAMP)
 	$(EXECUTE) --to html --template course --TemplateExporter.extra_template_basedirs=docs/nbconvert \
@@ -52,6 +53,14 @@ slides: $(STAMP)
 
 mutations: $(STAMP)
 	$(BIN)/python tests/mutations/plant.py
+
+# pip takes the newest versions only; uv can take the oldest.
+oldest:
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/python -m pip install -q uv
+	build/oldest/bin/python -m uv pip install -q --python build/oldest/bin/python \
+		--resolution lowest-direct -e ".[dev,homework,docs]"
+	OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 
 notebooks: $(STAMP)
 	$(EXECUTE) --to notebook --inplace $(NOTEBOOKS)

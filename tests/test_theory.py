@@ -116,5 +116,12 @@ def test_the_certificate_is_below_the_true_radius_of_a_ball(dimension):
     assert theory.ball_probability(true, radius, sigma, dimension) == pytest.approx(0.5, abs=1e-9)
 
 
+@given(st.floats(-9, 9))
+def test_the_true_radius_has_the_unit_of_the_noise(exponent):
+    unit = 10.0**exponent
+    expected = theory.ball_true_radius(2.0, 0.5, 3)
+    assert theory.ball_true_radius(2.0 * unit, 0.5 * unit, 3) == pytest.approx(expected * unit)
+
+
 def test_a_small_ball_in_high_dimension_is_never_seen():
     assert theory.ball_true_radius(1.0, 1.0, 100) == 0.0

@@ -44,3 +44,34 @@ def test_the_two_class_bound_certifies_without_a_majority():
     assert p_a == pytest.approx(low)
     assert radius == pytest.approx((phi(low) - phi(high)) / 2)
     assert radius > 0
+
+
+def test_decisions_are_those_of_the_binomial_test():
+    """Every pair of counts up to 25 beside three votes for a third class, by SciPy's own test."""
+    pairs = [(i, j) for i in range(3, 26) for j in range(3, 26)]
+    found = votes.decide(torch.tensor([(3, i, j) for i, j in pairs]), 0.05)
+    for (i, j), decision in zip(pairs, found.tolist(), strict=True):
+        sure = scipy.stats.binomtest(i, i + j, 0.5).pvalue <= 0.05
+        assert decision == ((1 if i > j else 2) if sure else votes.ABSTAIN), (i, j)
+
+
+def test_a_p_value_of_alpha_is_enough():
+    """Seven of seven votes: a p-value of exactly 2 / 128."""
+    assert votes.decide(torch.tensor([[7, 0]]), 2 / 128).tolist() == [0]
+    assert votes.decide(torch.tensor([[7, 0]]), 2 / 128 - 1e-12).tolist() == [votes.ABSTAIN]
+
+
+def test_the_images_of_a_batch_do_not_meet():
+    """Radii of a batch, with lost votes, are those of its images one by one."""
+    few = [[70, 4, 5, 3, 2, 4], [30, 60, 0, 0, 0, 10], [0, 0, 100, 0, 0, 0], [8, 9, 60, 8, 7, 8]]
+    counts, top = torch.tensor(few), torch.tensor([0, 1, 2, 2])
+    together = votes.radii(counts, top, 100, 0.01, 0.5, "two_class")
+    alone = [votes.radii(counts[[i]], top[[i]], 100, 0.01, 0.5, "two_class") for i in range(4)]
+    for k in (0, 1):
+        assert together[k].tolist() == [float(each[k][0]) for each in alone]
+    k, rival = np.array([70, 60, 100, 60]), np.array([17, 30, 0, 9])  # 5 + 12 lost
+    low = scipy.stats.beta.ppf(0.009, k, 101 - k)
+    high = np.minimum(scipy.stats.beta.isf(0.001, rival + 1, 100 - rival), 1 - low)
+    phi = scipy.stats.norm.ppf
+    expected = np.where(low > high, 0.25 * (phi(low) - phi(high)), 0)
+    assert together[0] == pytest.approx(expected, rel=1e-9)

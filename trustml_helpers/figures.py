@@ -302,7 +302,7 @@ def norm_balls(gradient: tuple[float, float], steps: Mapping[str, tuple[float, f
             )
         axes.set(title=symbols[name], xlim=(-1.5, 1.7), ylim=(-1.5, 1.7), aspect="equal",
                  xlabel=r"pixel 1", ylabel=r"pixel 2")  # fmt: skip
-    grid[0, 0].legend(loc="lower left", fontsize=10)
+    grid[0, -1].legend(loc="lower right", fontsize=10, borderaxespad=0)
     return fig
 
 
@@ -341,13 +341,15 @@ def loss_surface(
             linewidths=2.5,
             linestyles="--",
         )
-        flat.plot([], [], color="0.5", linestyle="--", label="label changes")
+        flat.plot([], [], color="white", linestyle="--", label="label changes")
     for k, (name, point) in enumerate((marks or {}).items()):
         look: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 11}
         flat.plot(*point, _MARKERS[k], linestyle="none", label=name, **look)
     flat.set(xlabel=labels[0], ylabel=labels[1])
     flat.grid(visible=False)
-    flat.legend(loc="upper left", fontsize=10, facecolor="0.8", framealpha=0.9, frameon=True)
+    # Dark as the smallest loss: the marks are white.
+    dark = plt.get_cmap("cividis")(0)
+    flat.legend(loc="upper left", fontsize=10, facecolor=dark, labelcolor="white", frameon=True)
     fig.colorbar(filled, ax=flat).ax.set_title("loss", fontsize=10)
     relief.plot_surface(horizontal, vertical, height, cmap="cividis", linewidth=0)
     relief.set(xlabel="attack direction", ylabel="random direction", zlabel="cross-entropy")

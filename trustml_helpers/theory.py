@@ -184,7 +184,9 @@ def ball_true_radius(radius: float, sigma: float, dimension: int) -> float:
     >>> ball_true_radius(1.0, 1.0, 2)
     0.0
     """
-    excess = lambda d: float(ball_probability(d, radius, sigma, dimension)) - 0.5  # noqa: E731
-    if excess(0.0) <= 0:
+    if ball_probability(0.0, radius, sigma, dimension) <= 0.5:
         return 0.0
-    return float(optimize.brentq(excess, 0.0, radius + 10 * sigma, xtol=1e-12))
+    # In units of sigma, so that the tolerance has the same meaning for every sigma.
+    radius = radius / sigma
+    excess = lambda d: float(ball_probability(d, radius, 1.0, dimension)) - 0.5  # noqa: E731
+    return sigma * float(optimize.brentq(excess, 0.0, radius + 10, xtol=1e-12))
