@@ -14,7 +14,8 @@ from trustml_helpers import attack_log, certification, smoothing, training
 from trustml_helpers.files import InUseError, only_writer, replace_file
 
 HOLDER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
 from trustml_helpers.files import only_writer
 with only_writer(sys.argv[1]):
     print("held", flush=True)
@@ -60,7 +61,7 @@ def test_one_writer_at_a_time_and_none_after_its_end(tmp_path, hold, ending):
     with pytest.raises(InUseError, match=r"log\.tsv is being written by another process: wait"):
         only_writer(path).__enter__()
     other.send_signal(ending)
-    other.wait()
+    other.wait(60)
     with only_writer(path):
         assert (tmp_path / "log.tsv.lock").exists()
     assert list(tmp_path.iterdir()) == []
@@ -107,7 +108,7 @@ def test_two_processes_do_not_write_one_file(tmp_path, hold, write):
         write(path)
     assert [each.name for each in tmp_path.iterdir()] == ["output.tsv.lock"]
     other.kill()
-    other.wait()
+    other.wait(60)
     write(path)
     assert path.stat().st_size > 0
     assert not (tmp_path / "output.tsv.lock").exists()
