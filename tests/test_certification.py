@@ -258,7 +258,7 @@ def test_stored_logs_are_found():
 
 def test_the_shipped_study_is_complete_and_its_table_is_its_logs():
     folder = data.data_folder() / "results" / "mnist_study"
-    plan = study.steps(folder) + study.steps(folder, methods=["gaussian"], n=100_000)
+    plan = study.steps(folder) + study.steps(folder, methods=["gaussian", "smoothadv"], n=100_000)
     assert [step.output for step in plan if not step.done] == []
     stored = pd.read_csv(folder / "summary.csv")
     assert stored.round(4).equals(study.summarise(folder).round(4))

@@ -42,7 +42,7 @@ def keyed_generator(seed: int, number: int, device: str | torch.device = "cpu") 
     False
     """
     state = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(state >> 1))
+    return torch.Generator(device).manual_seed(int(state) >> 1)
 
 
 def draw(x: Tensor, kind: Callable[..., Tensor], generator: torch.Generator | None) -> Tensor:
