@@ -1,13 +1,19 @@
-"""Small models whose best attack is known, snapshots of models, built and watched pages."""
+"""Small models whose best attack is known, snapshots of models, built and watched pages, outcomes
+of odd arguments."""
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from trustml_helpers.certification import LogError
 
 ROOT = Path(__file__).parents[1]
 LESSONS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))}
@@ -89,3 +95,20 @@ def watched(browser, bad, height=1000):
     page.on("requestfailed", lambda request: bad.append(request.url))
     page.on("console", lambda line: bad.append(line.text) if line.type == "error" else None)
     return page
+
+
+def outcome(call, *names):
+    """The result, or None after an error that names one of the arguments."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return call()
+    except (ValueError, TypeError, LogError) as error:
+        said = repr(error)
+    assert re.search(rf"\b({'|'.join(names)})\b", said), f"{said} names none of {names}"
+    return None
+
+
+def named(function, **arguments):
+    names = [name for name in inspect.signature(function).parameters if name != "rest"]
+    return outcome(lambda: function(**arguments), *names)

@@ -181,3 +181,15 @@ def test_one_vote_of_a_thousand_million():
     n, alpha = 10**9, 0.001
     found = float(bounds.lower_conf_bound(1, n, alpha))
     assert found == pytest.approx(float(-mpmath.expm1(mpmath.log1p(-alpha) / n)), rel=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [1e-150, 1e-200, 1e-300])
+def test_where_scipy_gives_up_the_trivial_bound_stays(alpha):
+    """SciPy's inverse may end in nan there; a bound must not, nor exceed the counted share."""
+    n = 100
+    k = np.arange(n + 1)
+    lower, upper = bounds.lower_conf_bound(k, n, alpha), bounds.upper_conf_bound(k, n, alpha)
+    assert ((lower >= 0) & (lower <= k / n)).all()
+    assert ((upper <= 1) & (upper >= k / n)).all()
+    assert (np.diff(lower[10:]) > 0).all()
+    assert lower[-1] == pytest.approx(alpha ** (1 / n), rel=1e-12)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-import re
-import warnings
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from helpers import named, outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -35,23 +33,6 @@ NUMBERS = st.sampled_from(
 COUNTS = st.sampled_from([0, 1, 2, 3, -1])
 NORM = st.sampled_from(["linf", "l2", "l1", "l3"])
 BOX = st.sampled_from([(0, 1), None, (0.0, 0.5), (1, 0), (math.nan, 1)])
-
-
-def outcome(call, *names):
-    """The result, or None after an error that names one of the arguments."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return call()
-    except (ValueError, TypeError) as error:
-        said = repr(error)
-    assert re.search(rf"\b({'|'.join(names)})\b", said), f"{said} names none of {names}"
-    return None
-
-
-def named(function, **arguments):
-    names = [name for name in inspect.signature(function).parameters if name != "rest"]
-    return outcome(lambda: function(**arguments), *names)
 
 
 # --- images, labels, networks --------------------------------------------------------------------

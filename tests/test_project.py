@@ -78,6 +78,7 @@ def test_imports_go_down_the_list_only():
         "certification",
         "execution",
         "audit",
+        "logs",
         "recipes",
         "training",
         "resume",

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from trustml_helpers import bounds
+from trustml_helpers.logs import check_rows, vote_counts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,14 +88,15 @@ def audit_log(
         log: as ``certification.read_log`` returns it; one-class radii.
         sigma: standard deviation of the noise, above 0, in pixel units.
         alpha, n: the stated settings, both or neither; with counts in the log they are checked
-            against them as well.
+            against them as well; n at most 10,000,000, since every possible radius is listed.
         alphas, sizes: the grid of settings to try; the stated pair is added to it.
 
     Returns:
         An :class:`Audit`.
 
     Raises:
-        ValueError: for a sigma out of range, or only one of alpha and n.
+        LogError: for a cell that no certification writes.
+        ValueError: for an argument out of range, or only one of alpha and n.
 
     Source: Clopper & Pearson (1934) bounds of whole counts, as in Cohen et al. (2019).
 
@@ -105,6 +107,7 @@ def audit_log(
     ((0.001, 1000),)
     """
     bounds.check_sigma(sigma)
+    log = check_rows(log)
     if (alpha is None) != (n is None):
         raise ValueError(f"alpha={alpha}, n={n}: expected both or neither")
     idx = log["idx"].to_numpy()
@@ -115,6 +118,9 @@ def audit_log(
     stated = (float(alpha), int(n)) if alpha is not None and n is not None else None
     if stated and stated not in pairs:
         pairs.append(stated)
+    for _, size in pairs:
+        if not 1 <= size <= 10_000_000:
+            raise ValueError(f"n={size}: expected 1 to 10,000,000")
     explained = {pair: _explained(radius, unit, sigma, *pair) for pair in pairs}
     # A program rounds all its radii the same way. A format with significant digits rounds to
     # nearest; one with a fixed number of decimals may have rounded down before.
@@ -131,12 +137,6 @@ def audit_log(
         _missing(present), _pick(present, times > 1),
         _pick(idx, _inconsistent(log, sigma, stated, unit)),
     )  # fmt: skip
-
-
-def vote_counts(log: pd.DataFrame) -> NDArray[np.int64]:
-    """The votes of each class ``(rows, K)``, a copy; K is 0 if the log does not hold them."""
-    names = [name for name in log.columns if str(name).startswith("count_")]
-    return log[names].to_numpy(dtype=np.int64, copy=True)
 
 
 def predict_acr(
@@ -170,11 +170,17 @@ def predict_acr(
     """
     bounds.check_sigma(sigma)
     bounds.check_alpha(alpha)
+    log = check_rows(log)
     counts = vote_counts(log)
     if counts.shape[1] == 0 or len(log) < 2:
         raise ValueError(f"log: expected at least 2 rows with counts, got {counts.shape}")
-    if more < 1:
-        raise ValueError(f"more={more}: expected at least 1")
+    if log["label"].max() >= counts.shape[1]:
+        raise ValueError(f"log: label {log['label'].max()} has no column of counts")
+    if n < max(1, counts.sum(axis=1).max()):
+        raise ValueError(f"n={n}: expected at least the votes of a row, {counts.sum(axis=1).max()}")
+    for name, value in (("more", more), ("draws", draws)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: expected at least 1")
     rng = np.random.default_rng(seed)
     k = counts[np.arange(len(log)), log["label"].to_numpy()]
 

@@ -41,7 +41,8 @@ def lower_conf_bound(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Array:
     inside = k > 0
     # The arguments at k = 0 are replaced by valid ones, and the result by the exact end.
     found = special.betaincinv(np.where(inside, k, 1), n - np.where(inside, k, 1) + 1, alpha)
-    return np.where(inside, found, 0.0)
+    # Below an alpha of about 1e-100 SciPy may give up (nan); the trivial bound stays true.
+    return np.where(inside & (found > 0), found, 0.0)
 
 
 def upper_conf_bound(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Array:
@@ -57,7 +58,7 @@ def upper_conf_bound(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Array:
     inside = k < n
     # The complementary inverse keeps its precision where 1 - alpha would round.
     found = special.betainccinv(np.where(inside, k, 0) + 1, n - np.where(inside, k, 0), alpha)
-    return np.where(inside, found, 1.0)
+    return np.where(inside & (found < 1), found, 1.0)
 
 
 def certified_radius(p_a_lower: ArrayLike, sigma: ArrayLike) -> Array:

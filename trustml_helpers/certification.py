@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import io
 import json
 import math
 import shutil
 import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,13 +19,15 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from trustml_helpers import execution, processes
-from trustml_helpers.audit import Audit, audit_log, predict_acr, vote_counts
+from trustml_helpers.audit import Audit, audit_log, predict_acr
 from trustml_helpers.execution import Execution
 from trustml_helpers.files import InUseError, only_writer, replace_file
+from trustml_helpers.logs import COLUMNS, LogError, check_rows, read_table, vote_counts
 from trustml_helpers.models import fingerprint
 from trustml_helpers.norms import keyed_generator as noise_generator
 from trustml_helpers.robustness import progress_bar
 from trustml_helpers.smoothing import ABSTAIN, SHARES, SmoothedClassifier, radii
+from trustml_helpers.votes import check_bound
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,15 +35,10 @@ if TYPE_CHECKING:
     Log = pd.DataFrame
 
 __all__ = [
-    "Audit", "LogError", "audit_log", "average_certified_radius", "certified_accuracy",
+    "COLUMNS", "Audit", "LogError", "audit_log", "average_certified_radius", "certified_accuracy",
     "certify_dataset", "fingerprint", "noise_generator", "predict_acr", "read_log", "rebound",
     "summary", "vote_counts",
 ]  # fmt: skip
-COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
-
-
-class LogError(RuntimeError):
-    """A certification log cannot be used; the message says why and what to do."""
 
 
 def certify_dataset(
@@ -332,37 +327,25 @@ def read_log(path: str | Path, bound: str | None = None) -> pd.DataFrame:
         LogError: if the file is missing or is not such a log, or, with ``bound``, has no settings
             or no counts.
     """
-    import pandas as pd
-
-    path = Path(path)
-    if not path.is_file():
-        raise LogError(f"{path} is missing")
-    text = path.read_text(encoding="utf-8", errors="replace")
-    end, columns = text.rfind("\n") + 1, text.partition("\n")[0].count("\t") + 1
-    # Without counts a last row may be whole and only lack its line end.
-    if text[end:] and (columns > len(COLUMNS) or text[end:].count("\t") + 1 < columns):
-        warnings.warn(f"{path}: the last row is cut off and left out", UserWarning, stacklevel=2)
-        text = text[:end]
-    try:
-        table = pd.read_csv(io.StringIO(text), sep="\t")
-    except (ValueError, pd.errors.ParserError) as error:
-        raise LogError(f"{path} is not a certification log ({error})") from error
-    if tuple(table.columns[:6]) != COLUMNS:
-        raise LogError(f"{path}: expected the columns {' '.join(COLUMNS)} first")
-    if table["time"].dtype == object or str(table["time"].dtype).startswith("str"):
-        # Cohen et al. write 0:00:17.123456, and some logs plain seconds.
-        table["time"] = pd.to_timedelta(table["time"]).dt.total_seconds()
+    if bound is not None:
+        check_bound(bound)
+    path, table = Path(path), read_table(Path(path))
     if bound is None:
         return table
     try:
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         made = about["sigma"], about["n"], about["alpha"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise LogError(
             f"bound={bound!r}: {path.with_suffix('.json')} does not say sigma, n and alpha "
             f"({error}); read the log without bound and use rebound"
         ) from error
-    return rebound(table, *made, bound)
+    try:
+        return rebound(table, *made, bound)
+    except (ValueError, TypeError, LogError) as error:
+        raise LogError(
+            f"{path} with the settings in {path.with_suffix('.json')}: {error}"
+        ) from error
 
 
 def certified_accuracy(log: pd.DataFrame, radii: ArrayLike) -> NDArray[np.float64]:
@@ -370,6 +353,9 @@ def certified_accuracy(log: pd.DataFrame, radii: ArrayLike) -> NDArray[np.float6
 
     Source: Cohen et al. (2019), section 4: the certified test accuracy at radius r.
     """
+    log = check_rows(log)
+    if len(log) == 0:
+        raise ValueError("log has no rows: expected at least 1")
     correct, radius = log["correct"].to_numpy() == 1, log["radius"].to_numpy()
     wanted = np.atleast_1d(np.asarray(radii, dtype=float))
     return (correct[:, None] & (radius[:, None] >= wanted)).mean(axis=0)
@@ -404,9 +390,10 @@ def rebound(
         A copy with new ``radius`` (rounded down to 6 decimals), ``predict`` and ``correct``.
 
     Raises:
-        LogError: for a log without counts.
+        LogError: for a log without counts or with a cell that no certification writes.
         ValueError: for arguments out of range.
     """
+    log = check_rows(log)
     counts = vote_counts(log)
     if counts.shape[1] == 0:
         raise LogError("the log has no counts: another bound cannot be computed from it")
@@ -450,4 +437,5 @@ def summary(logs: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> pd.Data
 
 def _scores(log: pd.DataFrame) -> NDArray[np.float64]:
     """What each row adds to the ACR: its radius, 0 where wrong or abstained."""
+    log = check_rows(log)
     return np.where(log["correct"] == 1, log["radius"], 0.0)

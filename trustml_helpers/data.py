@@ -222,6 +222,9 @@ def to_tensors(
     chosen = range(len(dataset)) if indices is None else indices  # type: ignore[arg-type]
     if len(chosen) == 0:
         raise ValueError("indices is empty: nothing to read")
+    for i in chosen:
+        if i not in range(len(dataset)):  # type: ignore[arg-type]
+            raise ValueError(f"indices has {i}: expected 0 to {len(dataset) - 1}")  # type: ignore[arg-type]
     images, labels = zip(*(dataset[i] for i in chosen), strict=True)
     return torch.stack(images), torch.tensor(labels, dtype=torch.int64)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trustml_helpers import models
+from trustml_helpers import bounds, models
 from trustml_helpers.certification import (
     average_certified_radius,
     certified_accuracy,
@@ -96,13 +96,18 @@ def steps(
         execution: further options of every ``certify``, such as ``["--dtype", "bfloat16"]``.
 
     Raises:
-        ValueError: for an unknown method.
+        ValueError: for an unknown method or a number out of range.
 
     >>> first = steps(Path("out"), methods=["macer"], sigmas=[0.5])[0]
     >>> " ".join(first.words[:5])
     'train mnist_lenet_macer_0.5 --recipe quick_macer --sigma'
     """
     found, sigmas = [], list(sigmas)
+    for sigma in sigmas:
+        bounds.check_sigma(sigma)
+    for name, value, least in (("n", n, 1), ("every", every, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name}={value}: expected at least {least}")
     rows = len(range(0, TEST, every))
     certify = ["--bound", "two_class", "--seed", str(seed), *execution]
     for method in methods:
