@@ -121,7 +121,7 @@ def test_an_attack_that_draws_or_trains_does_not_disturb(awkward):
 
 def test_bad_arguments(six):
     x, y = six
-    with pytest.raises(ValueError, match="6 and 5"):
+    with pytest.raises(ValueError, match=r"\(6, 3\) and \(5,\)"):
         robustness.accuracy(IDENTITY, x, y[:5])
     with pytest.raises(ValueError, match="batch_size=0"):
         robustness.accuracy(IDENTITY, x, y, batch_size=0)

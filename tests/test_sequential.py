@@ -243,5 +243,5 @@ def test_a_replay_uses_each_vote_once():
     assert set(found.samples) <= {10, 20}
     with pytest.raises(ValueError, match="n=19"):
         sequential.replay([5], 19, plan, rng)
-    with pytest.raises(ValueError, match="expected 0 to n=20"):
+    with pytest.raises(ValueError, match="whole numbers from 0 to n=20"):
         sequential.replay([21], 20, plan, rng)

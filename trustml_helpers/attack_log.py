@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from trustml_helpers import bounds
 from trustml_helpers.evaluation import broken_by, progress_bar
 from trustml_helpers.files import only_writer, replace_file
 from trustml_helpers.losses import Attack
@@ -78,6 +80,10 @@ def attack_dataset(
             f"images, labels and numbers differ in length, or are empty: {len(images)}, "
             f"{len(labels)} and {len(numbers)}"
         )
+    bounds.check_counts(batch_size=batch_size)
+    bounds.check_counts(least=0, seed=seed)
+    for number in numbers:
+        bounds.check_counts(least=0, numbers=number)
     path = Path(path)
     settings = {
         **about, "attacks": list(attacks(torch.Generator(images.device))),
@@ -107,7 +113,10 @@ def read_attack_log(path: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    table = pd.read_csv(path, keep_default_na=False)
+    try:
+        table = pd.read_csv(path, keep_default_na=False, dtype={"idx": np.int64, "label": np.int64})
+    except ValueError as error:  # pandas' own errors for damaged tables are of this kind
+        raise ValueError(f"{path} is not a log of attacks ({error})") from error
     if table.columns.tolist() != COLUMNS:
         raise ValueError(f"{path}: expected the columns {COLUMNS}, got {table.columns.tolist()}")
     return table
@@ -124,6 +133,8 @@ def summary(log: pd.DataFrame, attacks: Sequence[str]) -> dict[str, float]:
     >>> summary(pd.DataFrame({"broken_by": ["clean", "", "PGD", ""]}), ["PGD"])
     {'clean': 0.75, 'PGD': 0.5}
     """
+    if len(log) == 0:
+        raise ValueError("log has no rows: expected at least 1")
     found: dict[str, float] = {}
     standing = len(log)
     for name in ["clean", *attacks]:

@@ -22,7 +22,6 @@ from trustml_helpers.losses import (
     Model,
     NotDifferentiable,
     check,
-    check_logits,
     check_search,
     cross_entropy,
     dlr,
@@ -33,7 +32,7 @@ from trustml_helpers.losses import (
     named,
     usable,
 )
-from trustml_helpers.models import unchanged
+from trustml_helpers.models import check_logits, unchanged
 from trustml_helpers.norms import NORMS, Bounds, columns, draw, given_or_fresh
 from trustml_helpers.strong_attacks import auto_pgd, square, suite
 
@@ -258,6 +257,7 @@ def pgd_smoothed(
     >>> pgd_smoothed(half, x, y, 0.25, 0.1, random_start=False, steps=1).round(decimals=3)
     tensor([[0.2500, 0.5000]])
     """
+    check(x, y, eps, "l2", bounds)
     check_sigma(sigma)
     if samples < 1:
         raise ValueError(f"samples={samples}: expected at least 1")

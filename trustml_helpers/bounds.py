@@ -141,6 +141,13 @@ def check_sigma(sigma: float) -> None:
         raise ValueError(f"sigma={sigma}: expected a finite number above 0, in pixel units")
 
 
+def check_counts(least: int = 1, **counts: float) -> None:
+    """Raise ValueError, naming the argument, unless all are whole numbers of at least ``least``."""
+    for name, value in counts.items():
+        if not (value >= least and value % 1 == 0):
+            raise ValueError(f"{name}={value}: expected a whole number, at least {least}")
+
+
 def check_alpha(alpha: float) -> None:
     """Raise ValueError unless alpha can be an error probability."""
     if not 0 < alpha < 1:

@@ -23,7 +23,7 @@ from trustml_helpers.audit import Audit, audit_log, predict_acr
 from trustml_helpers.execution import Execution
 from trustml_helpers.files import InUseError, only_writer, replace_file
 from trustml_helpers.logs import COLUMNS, LogError, check_rows, read_table, vote_counts
-from trustml_helpers.models import fingerprint
+from trustml_helpers.models import fingerprint, raw_bytes
 from trustml_helpers.norms import keyed_generator as noise_generator
 from trustml_helpers.robustness import progress_bar
 from trustml_helpers.smoothing import ABSTAIN, SHARES, SmoothedClassifier, radii
@@ -177,6 +177,11 @@ def _floor(radius: float) -> float:
 def _check_indices(chosen: list[int], named: list[int], images: Tensor, labels: Tensor) -> None:
     if len(images) != len(labels):
         raise ValueError(f"images and labels differ in length: {len(images)} and {len(labels)}")
+    if labels.ndim != 1 or labels.is_floating_point() or (labels < 0).any():
+        raise ValueError(
+            f"labels: expected whole numbers (m,) of at least 0, got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}"
+        )
     if len(named) != len(images) or len(set(named)) != len(named) or min(named, default=0) < 0:
         raise ValueError(
             f"numbers: expected {len(images)} different numbers from 0, one per image, got "
@@ -223,7 +228,7 @@ def _recorded(path: Path, wanted: dict[str, Any], *, resume: bool) -> dict[str, 
 
 
 def _digest(image: Tensor, label: Tensor) -> str:
-    digest = hashlib.sha256(image.detach().cpu().contiguous().numpy().tobytes())
+    digest = hashlib.sha256(raw_bytes(image))
     digest.update(str(int(label)).encode())
     return digest.hexdigest()
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from trustml_helpers.attacks import NotDifferentiable, margin, pgd, square
+from trustml_helpers.bounds import check_counts
 from trustml_helpers.evaluation import robust_correct
 from trustml_helpers.losses import Attack, Goal, check, cross_entropy
-from trustml_helpers.models import unchanged
+from trustml_helpers.models import check_logits, unchanged
 from trustml_helpers.norms import Bounds, given_or_fresh
 
 ZERO_SHARE = 0.1  # of examples without any gradient: more than a few dead ones
@@ -107,8 +108,10 @@ def diagnose(
     (False, True)
     """
     check(x, y, eps, norm, bounds)
+    check_counts(steps=steps, queries=queries, batch_size=batch_size)
     if len(x) == 0:
         raise ValueError("x is empty: nothing to diagnose")
+    y = y.long()
     generator = given_or_fresh(generator, x)
     threat: dict[str, Any] = {"norm": norm, "bounds": bounds, "generator": generator}
     white = partial(pgd, steps=steps, keep="first", **threat)
@@ -130,8 +133,10 @@ class _Evidence:
     def __init__(self, model: Any, x: Tensor, y: Tensor, batch_size: int) -> None:
         self.model, self.batch_size = model, batch_size
         with unchanged(model), torch.inference_mode():
-            self.logits = torch.cat([model(part) for part in x.split(batch_size)])
-            self.again = torch.cat([model(part) for part in x.split(batch_size)])
+            self.logits, self.again = (
+                torch.cat([check_logits(model(part), len(part)) for part in x.split(batch_size)])
+                for _ in range(2)
+            )
         Goal(lambda _: self.logits, y, margin).logits(x)  # refuses shapes and labels that misfit
         right = (self.logits.argmax(1) == y) & ~self.logits.isnan().any(1)
         self.clean = right.double().mean().item()

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from trustml_helpers.losses import Attack, check_logits, is_fooled
-from trustml_helpers.models import unchanged
+from trustml_helpers import bounds
+from trustml_helpers.losses import Attack, check_attacked, is_fooled
+from trustml_helpers.models import check_logits, unchanged
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,11 +129,7 @@ def _rounds(
                 break
             with unchanged(model):
                 x_adv = one(model, x[batch], y[batch])
-            if x_adv.shape != x[batch].shape:
-                raise ValueError(
-                    f"attack: expected x_adv of shape {tuple(x[batch].shape)}, got "
-                    f"{tuple(x_adv.shape)}"
-                )
+            check_attacked(x_adv, x[batch])
             stands = correct(model, x_adv, y[batch], batch_size=batch_size)
             found[batch[~stands]] = number
             batch = batch[stands]
@@ -213,7 +210,9 @@ def _share(flags: Tensor) -> float:
 
 
 def _check(x: Tensor, y: Tensor, batch_size: int) -> None:
-    if len(x) != len(y):
-        raise ValueError(f"x and y differ in length: {len(x)} and {len(y)}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    if x.ndim == 0 or y.ndim != 1 or len(x) != len(y) or y.is_floating_point():
+        raise ValueError(
+            f"x and y: expected images (n, ...) and n whole labels, got {tuple(x.shape)} and "
+            f"{tuple(y.shape)} of {y.dtype}"
+        )
+    bounds.check_counts(batch_size=batch_size)

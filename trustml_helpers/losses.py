@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trustml_helpers.models import check_logits
 from trustml_helpers.norms import NORMS, Bounds
 
 Model = Callable[[Tensor], Tensor]
@@ -228,13 +229,29 @@ def check(
         )
 
 
-def check_logits(logits: Tensor, count: int) -> Tensor:
-    """The logits, if they are ``(count, K)`` with K at least 2; else ValueError."""
-    if logits.ndim != 2 or len(logits) != count or logits.shape[1] < 2:
+def mean_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """The usual loss; labels that do not fit the logits end in a ValueError that names y."""
+    try:
+        return F.cross_entropy(logits, y)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (IndexError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"model: expected logits of shape ({count}, K >= 2), got {tuple(logits.shape)}"
+            f"y: labels {y.dtype} of shape {tuple(y.shape)} do not fit logits of shape "
+            f"{tuple(logits.shape)}: {error}"
+        ) from error
+
+
+def check_attacked(x_adv: Any, x: Tensor) -> Tensor:
+    """What an attack returned, if it can stand for x; else an error that names the attack."""
+    if not isinstance(x_adv, Tensor):
+        raise TypeError(f"attack: expected a tensor x_adv, got {type(x_adv).__name__}")
+    if x_adv.shape != x.shape or not x_adv.is_floating_point():
+        raise ValueError(
+            f"attack: expected floating-point x_adv of shape {tuple(x.shape)}, got {x_adv.dtype} "
+            f"of shape {tuple(x_adv.shape)}"
         )
-    return logits
+    return x_adv
 
 
 def check_search(steps: int, restarts: int) -> None:

@@ -102,6 +102,8 @@ def build(architecture: str, *, seed: int = 0) -> nn.Module:
         raise ValueError(
             f"architecture={architecture!r}: expected one of {', '.join(ARCHITECTURES)}"
         )
+    if not (0 <= seed < 2**63 and seed % 1 == 0):
+        raise ValueError(f"seed={seed}: expected a whole number from 0 to 2**63 - 1")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ARCHITECTURES[architecture]()
@@ -289,19 +291,40 @@ def fingerprint(model: Any) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(raw_bytes(tensor))
     return digest.hexdigest()
+
+
+def raw_bytes(tensor: Tensor) -> bytes:
+    """The numbers of a tensor as they lie in memory, also of dtypes that NumPy does not know."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()
+
+
+def check_logits(logits: Tensor, count: int) -> Tensor:
+    """The logits, if they are ``(count, K)`` with K at least 2; else ValueError."""
+    if logits.ndim != 2 or len(logits) != count or logits.shape[1] < 2:
+        raise ValueError(
+            f"model: expected logits of shape ({count}, K >= 2), got {tuple(logits.shape)}"
+        )
+    return logits
 
 
 def predict(model: Any, images: Tensor, *, batch_size: int = 256) -> Tensor:
     """Predicted classes, int64 ``(n,)``; the model is left as found.
 
+    Raises:
+        ValueError: for a batch size below 1, or logits that are not ``(n, K)``.
+
     >>> predict(lambda x: -x.flatten(1), torch.tensor([[0.1, 0.2], [0.4, 0.3]])).tolist()
     [0, 1]
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    if not (batch_size >= 1 and images.ndim):
+        raise ValueError(
+            f"batch_size={batch_size}, images of shape {tuple(images.shape)}: expected at least 1, "
+            "and images (n, ...)"
+        )
     with unchanged(model), torch.inference_mode():
-        parts = [model(batch).argmax(1) for batch in images.split(batch_size)]
+        parts = [check_logits(model(x), len(x)).argmax(1) for x in images.split(batch_size)]
     # Joined outside the block: what inference_mode returns could not be used in autograd later.
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trustml_helpers.attacks import pgd_smoothed
 from trustml_helpers.bounds import check_sigma
-from trustml_helpers.losses import log_mean_softmax
+from trustml_helpers.losses import log_mean_softmax, mean_cross_entropy
 from trustml_helpers.norms import NORMS, Bounds, columns, draw
 
 Objective = Callable[[Any, Tensor, Tensor], Tensor]
@@ -61,7 +61,7 @@ def stability(sigma: float, lam: float = 2.0, *, generator: torch.Generator) -> 
     def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
         clean = _widened(model(x))
         noisy = _logits_under(_noise(x, 1, sigma, generator), model, x)[:, 0]
-        return F.cross_entropy(clean, y) + lam * F.cross_entropy(noisy, clean.softmax(1))
+        return mean_cross_entropy(clean, y) + lam * F.cross_entropy(noisy, clean.softmax(1))
 
     return objective
 

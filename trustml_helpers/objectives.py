@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trustml_helpers.attacks import Attack, pgd
+from trustml_helpers.losses import check_attacked, mean_cross_entropy
 from trustml_helpers.noise_objectives import (
     Objective,
     consistency,
@@ -44,7 +45,7 @@ def standard(model: Any, x: Tensor, y: Tensor) -> Tensor:
     >>> standard(lambda x: x, torch.zeros(2, 10), torch.tensor([0, 1]))
     tensor(2.3026)
     """
-    return F.cross_entropy(model(x), y)
+    return mean_cross_entropy(model(x), y)
 
 
 def adversarial(attack: Attack) -> Objective:
@@ -64,7 +65,7 @@ def adversarial(attack: Attack) -> Objective:
     """
 
     def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
-        return standard(model, attack(model, x, y), y)
+        return standard(model, check_attacked(attack(model, x, y), x), y)
 
     return objective
 
@@ -91,7 +92,8 @@ def mixed(attack: Attack, clean_share: float = 0.5) -> Objective:
     def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
         clean = round(clean_share * len(x))
         if clean < len(x):
-            x = torch.cat([x[:clean], attack(model, x[clean:], y[clean:])])
+            attacked = check_attacked(attack(model, x[clean:], y[clean:]), x[clean:])
+            x = torch.cat([x[:clean], attacked])
         return standard(model, x, y)
 
     return objective
@@ -143,7 +145,7 @@ def trades(
         )  # fmt: skip
         attacked = model(x_adv).log_softmax(1)
         divergence = F.kl_div(attacked, clean, log_target=True, reduction="batchmean")
-        return F.cross_entropy(logits, y) + beta * divergence
+        return mean_cross_entropy(logits, y) + beta * divergence
 
     return objective
 

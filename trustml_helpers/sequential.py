@@ -43,10 +43,9 @@ def looks(n_max: int, *, first: int = 50, growth: float = 1.25) -> Ints:
     >>> looks(200).tolist()
     [50, 63, 79, 98, 123, 153, 191, 200]
     """
-    if n_max < 1 or first < 1:
-        raise ValueError(f"n_max={n_max}, first={first}: expected at least 1 sample")
-    if not growth > 1:
-        raise ValueError(f"growth={growth}: expected above 1")
+    bounds.check_counts(n_max=n_max, first=first)
+    if not 1 < growth < math.inf:
+        raise ValueError(f"growth={growth}: expected finite and above 1")
     sizes = []
     size = float(first)
     while math.ceil(size) < n_max:
@@ -120,10 +119,16 @@ def plan(
         raise ValueError(f"alpha={alpha}: expected at least {SMALLEST_ALPHA:g}, for the rounding")
     if not 0 <= beta < 1:
         raise ValueError(f"beta={beta}: expected a probability in [0, 1)")
-    n = np.asarray(sizes, dtype=np.int64)
-    if n.ndim != 1 or len(n) == 0 or n[0] < 1 or not np.all(np.diff(n) > 0):
-        raise ValueError(f"sizes={sizes!r}: expected increasing sample sizes, at least 1")
+    n = _sizes(sizes)
     return _plan(tuple(p.tolist()), float(alpha), tuple(n.tolist()), float(beta))
+
+
+def _sizes(sizes: Sequence[int] | Ints) -> Ints:
+    """Cumulative sample sizes as an array, refused unless whole and increasing."""
+    n = np.asarray(sizes, dtype=float)
+    if n.ndim != 1 or len(n) == 0 or not (np.all(n % 1 == 0) and np.all(np.diff(n, prepend=0) > 0)):
+        raise ValueError(f"sizes={sizes!r}: expected increasing whole numbers, at least 1")
+    return n.astype(np.int64)
 
 
 class Replay(NamedTuple):
@@ -153,11 +158,14 @@ def replay(k: ArrayLike, n: int, plan: Plan, rng: np.random.Generator, row: int 
     >>> found.certified.tolist(), found.samples.tolist()
     ([True, False], [63, 50])
     """
-    left = np.array(k, dtype=np.int64, ndmin=1)
-    if n < plan.looks[-1]:
-        raise ValueError(f"n={n}: expected at least the plan's {plan.looks[-1]} votes")
-    if not np.all((left >= 0) & (left <= n)):
-        raise ValueError(f"k={k!r}: expected 0 to n={n}")
+    if not (n % 1 == 0 and n >= plan.looks[-1]):
+        raise ValueError(f"n={n}: expected whole, at least the plan's {plan.looks[-1]} votes")
+    known = np.array(k, dtype=float, ndmin=1)
+    if not np.all((known >= 0) & (known <= n) & (known % 1 == 0)):
+        raise ValueError(f"k={k!r}: expected whole numbers from 0 to n={n}")
+    if row not in range(len(plan.p_null)):
+        raise ValueError(f"row={row}: expected 0 to {len(plan.p_null) - 1}")
+    left = known.astype(np.int64)
     votes = np.zeros_like(left)
     certified, samples = np.zeros(len(left), dtype=bool), np.zeros_like(left)
     going = np.arange(len(left))
@@ -216,13 +224,20 @@ def crossing_probability(
     """Exact probability that the count ever reaches the boundary, if each vote has probability p.
 
     Args:
-        p: probability of a vote for the class.
-        sizes, success: cumulative sample sizes and the boundary at each.
+        p: probability of a vote for the class, in [0, 1].
+        sizes, success: cumulative sample sizes, increasing, and the boundary at each.
+
+    Raises:
+        ValueError: for arguments out of range.
 
     >>> round(crossing_probability(0.5, [1, 2], [2, 2]), 6)
     0.25
     """
-    n, u = np.asarray(sizes, dtype=np.int64), np.asarray(success, dtype=np.int64)
+    if not 0 <= p <= 1:
+        raise ValueError(f"p={p}: expected a probability in [0, 1]")
+    n, u = _sizes(sizes), np.asarray(success, dtype=float)
+    if u.shape != n.shape or not np.all(u % 1 == 0):
+        raise ValueError(f"success={success!r}: expected a whole number for each of {len(n)} sizes")
     alive, crossed = _Alive(), 0.0
     for votes, boundary in zip(np.diff(n, prepend=0), u, strict=True):
         alive.advance(int(votes), p)

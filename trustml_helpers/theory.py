@@ -35,9 +35,15 @@ def halfspace_probability(p_a: ArrayLike, distance: ArrayLike, sigma: ArrayLike)
     p, s = np.asarray(p_a, dtype=float), np.asarray(sigma, dtype=float)
     if not np.all((p >= 0) & (p <= 1)):
         raise ValueError(f"p_a={p_a!r}: expected probabilities in [0, 1]")
-    if not np.all(s > 0):
-        raise ValueError(f"sigma={sigma!r}: expected above 0, in pixel units")
-    return special.ndtr(special.ndtri(p) - np.asarray(distance, dtype=float) / s)
+    if not np.all((s > 0) & np.isfinite(s)):
+        raise ValueError(f"sigma={sigma!r}: expected finite and above 0, in pixel units")
+    moved = np.asarray(distance, dtype=float)
+    if not np.all(np.isfinite(moved)):
+        raise ValueError(f"distance={distance!r}: expected finite numbers, in pixel units")
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = special.ndtr(special.ndtri(p) - moved / s)
+    # Nothing and everything stay so, however far the centre moves.
+    return np.where((p == 0) | (p == 1), p, found)
 
 
 def cell_masses(edges: ArrayLike, mean: float, sigma: float) -> Array:

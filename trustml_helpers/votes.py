@@ -80,9 +80,14 @@ def decide(counts: Tensor, alpha: float) -> Tensor:
     The class is returned where the two-sided p-value of "both top classes are equally likely",
     given their two counts, is at most alpha. Votes for other classes do not enter.
 
+    Raises:
+        ValueError: for counts that are no votes, or alpha out of range.
+
     >>> decide(torch.tensor([[60, 40, 0], [90, 10, 0], [5, 5, 5]]), 0.001).tolist()
     [-1, 0, -1]
     """
+    _check_votes(counts)
+    bounds.check_alpha(alpha)
     two = counts.topk(2, dim=1)
     first, second = two.values.cpu().numpy().T
     p_value = np.minimum(1.0, 2 * stats.binom.sf(first - 1, first + second, 0.5))
@@ -103,9 +108,17 @@ def radii(
 
     Returns:
         radius and p_a, float64 ``(b,)``; radius 0 where nothing is certified.
+
+    Raises:
+        ValueError: for counts that are no votes, and arguments out of range.
     """
     check_bound(bound)
     bounds.check_sigma(sigma)
+    _check_votes(counts)
+    if top.shape != counts.shape[:1] or not torch.all((top >= 0) & (top < counts.shape[1])):
+        raise ValueError(f"top={top}: expected one of {counts.shape[1]} classes for each image")
+    if not (n % 1 == 0 and n >= counts.sum(1).max() if len(counts) else n >= 0):
+        raise ValueError(f"n={n}: expected whole, at least the votes of each image")
     top = top.to(counts.device)
     k = votes_for(counts, top)
     if bound == "one_class":
@@ -121,6 +134,14 @@ def radii(
 def votes_for(counts: Tensor, top: Tensor) -> NDArray[np.int64]:
     """The votes ``(b,)`` of one class per image, from counts ``(b, K)`` on the same device."""
     return counts.gather(1, top[:, None])[:, 0].cpu().numpy()
+
+
+def _check_votes(counts: Tensor) -> None:
+    if counts.ndim != 2 or counts.shape[1] < 2 or counts.is_floating_point() or (counts < 0).any():
+        raise ValueError(
+            f"counts: expected whole numbers (b, K >= 2) of at least 0, got {counts.dtype} of "
+            f"shape {tuple(counts.shape)}"
+        )
 
 
 def check_bound(bound: str) -> None:
