@@ -139,8 +139,7 @@ FAULTS = [
           "tests/test_robustness.py -k matrix"),
     # Training
     Fault("mixed training attacks the clean share", f"{PACKAGE}/objectives.py",
-          swap("x = torch.cat([x[:clean], attack(model, x[clean:], y[clean:])])",
-               "x = attack(model, x, y)"),
+          swap("x = torch.cat([x[:clean], attacked])", "x = attack(model, x, y)"),
           "tests/test_objectives.py -k mixed"),
     Fault("TRADES with the divergence turned round", f"{PACKAGE}/objectives.py",
           swap("divergence = F.kl_div(attacked, clean,", "divergence = F.kl_div(clean, attacked,"),
