@@ -28,26 +28,33 @@ def bisected_projection(z, x, eps, low, high):
     return x + at(small)
 
 
+def images_in(box, shape, g, dtype=torch.float64):
+    return box[0] + (box[1] - box[0]) * torch.rand(shape, generator=g, dtype=dtype)
+
+
+BOXES = st.sampled_from([(0.0, 1.0), (-1.0, 1.0), (-2.5, -0.5), (0.1, 0.7)])
+
+
 @settings(max_examples=100)
-@given(st.integers(0, 2**31), st.floats(0.01, 5), st.floats(0.01, 20))
-def test_l2_projection_is_exact(seed, eps, spread):
+@given(st.integers(0, 2**31), st.floats(0.01, 5), st.floats(0.01, 20), BOXES)
+def test_l2_projection_is_exact(seed, eps, spread, box):
     g = torch.Generator().manual_seed(seed)
-    x = torch.rand(3, 12, generator=g, dtype=torch.float64)
+    x = images_in(box, (3, 12), g)
     z = x + spread * torch.randn(3, 12, generator=g, dtype=torch.float64)
-    found = norms.NORMS["l2"].projection(x, eps, (0, 1))(z)
+    found = norms.NORMS["l2"].projection(x, eps, box)(z)
     for a, b, c in zip(z.numpy(), x.numpy(), found.numpy(), strict=True):
-        assert np.allclose(c, bisected_projection(a, b, eps, 0.0, 1.0), atol=2e-4)
+        assert np.allclose(c, bisected_projection(a, b, eps, *box), atol=2e-4)
 
 
-def quadratic_program(z, x, eps):
-    """min |p - z|^2 over |p - x|_1 <= eps, 0 <= p <= 1, by SLSQP on p = x + up - down."""
+def quadratic_program(z, x, eps, low, high):
+    """min |p - z|^2 over |p - x|_1 <= eps and the box, by SLSQP on p = x + up - down."""
     d = len(x)
     point = lambda v: x + v[:d] - v[d:]  # noqa: E731
     found = scipy.optimize.minimize(
         lambda v: 0.5 * ((point(v) - z) ** 2).sum(),
         np.zeros(2 * d),
         jac=lambda v: np.concatenate([point(v) - z, z - point(v)]),
-        bounds=[(0, 1 - t) for t in x] + [(0, t) for t in x],
+        bounds=[(0, high - t) for t in x] + [(0, t - low) for t in x],
         constraints={"type": "ineq", "fun": lambda v: eps - v.sum()},
         method="SLSQP", options={"ftol": 1e-14, "maxiter": 1000},
     )  # fmt: skip
@@ -55,14 +62,58 @@ def quadratic_program(z, x, eps):
 
 
 @settings(max_examples=100)
-@given(st.integers(0, 2**31), st.floats(0.01, 6), st.floats(0.01, 5))
-def test_l1_projection_against_a_quadratic_program(seed, eps, spread):
+@given(st.integers(0, 2**31), st.floats(0.01, 6), st.floats(0.01, 5), BOXES)
+def test_l1_projection_against_a_quadratic_program(seed, eps, spread, box):
     g = torch.Generator().manual_seed(seed)
-    x = torch.rand(3, 8, generator=g, dtype=torch.float64)
+    x = images_in(box, (3, 8), g)
     z = x + spread * torch.randn(3, 8, generator=g, dtype=torch.float64)
-    found = norms.NORMS["l1"].projection(x, eps, (0, 1))(z)
+    found = norms.NORMS["l1"].projection(x, eps, box)(z)
     for a, b, c in zip(z.numpy(), x.numpy(), found.numpy(), strict=True):
-        assert np.allclose(c, quadratic_program(a, b, eps), atol=1e-5)
+        assert np.allclose(c, quadratic_program(a, b, eps, *box), atol=1e-5)
+
+
+@given(st.integers(0, 2**31), st.sampled_from([0.5, 0.3, 8 / 255]), BOXES)
+def test_linf_projection_is_a_clip(seed, eps, box):
+    g = torch.Generator().manual_seed(seed)
+    x = images_in(box, (3, 8), g)
+    z = x + torch.randn(3, 8, generator=g, dtype=torch.float64)
+    clipped = z.clip(x - eps, x + eps).clip(*box)
+    found = norms.NORMS["linf"].projection(x, eps, box)(z)
+    assert np.allclose(found, clipped, rtol=0, atol=1e-14)
+    free = norms.NORMS["linf"].projection(x, eps, None)(z)
+    assert np.allclose(free, z.clip(x - eps, x + eps), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize("eps", [0.5, 0.3, 0.1, 8 / 255])
+def test_float32_pixels_move_by_eps_and_never_by_more(scale, eps):
+    """In exact arithmetic; little is lost: a unit in the last place, rounded."""
+    x = scale * torch.rand(1, 20_000, generator=torch.Generator().manual_seed(0))
+    for far in (-1000.0, 1000.0):
+        z = torch.full_like(x, far)
+        free = norms.NORMS["linf"].projection(x, eps, None)(z)
+        boxed = norms.NORMS["linf"].projection(x, eps, (-scale - 1, scale + 1))(z)
+        unit = 2.0**-23 * max(scale + eps, 1)
+        for found, slack in ((free, unit), (boxed, 2.0**-23 * (scale + 1 + eps))):
+            moved = (found.double() - x.double()).abs()
+            assert moved.max() <= eps
+            assert moved.min() >= eps - 1.3 * slack - 2.0**-23 * eps
+
+
+@pytest.mark.parametrize("norm", list(norms.NORMS))
+def test_a_projection_ends_inside_any_box_and_at_x_for_eps_0(norm):
+    """Exactly, in float32, where x + (high - x) may come out above high."""
+    g = torch.Generator().manual_seed(2)
+    for box in ((0.0, 1.0), (0.1, 0.7), (-2.118, 2.64)):
+        low, high = torch.tensor(box)
+        x = images_in(box, (20, 784), g, torch.float32).clamp(low, high)
+        z = x + 20 * torch.randn(x.shape, generator=g)
+        for eps in (0.5, 3.0, 1e5):
+            found = norms.NORMS[norm].projection(x, eps, (low.item(), high.item()))(z)
+            assert found.min() >= low
+            assert found.max() <= high
+        assert torch.equal(norms.NORMS[norm].projection(x, 0.0, box)(z), x)
+        assert torch.equal(norms.NORMS[norm].projection(x, 0.0, None)(z), x)
 
 
 def test_l1_projection_without_box_by_hand():
@@ -87,17 +138,16 @@ def test_l1_step_fills_the_pixels_of_largest_gradient():
 
 
 @settings(max_examples=50)
-@given(st.integers(0, 2**31), st.floats(0.05, 6))
-def test_l1_step_is_the_best_of_the_ball_and_box(seed, length):
+@given(st.integers(0, 2**31), st.floats(0.05, 6), BOXES)
+def test_l1_step_is_the_best_of_the_ball_and_box(seed, length, box):
     """max w.delta over |delta|_1 <= length and the box is a linear program."""
     g = torch.Generator().manual_seed(seed)
-    x, w = torch.rand(2, 1, 8, generator=g, dtype=torch.float64)
-    w = w - 0.5
-    step = (norms.NORMS["l1"].ascend(x, w, length, (0, 1)) - x)[0].numpy()
+    x, w = images_in(box, (1, 8), g), images_in((-0.5, 0.5), (1, 8), g)
+    step = (norms.NORMS["l1"].ascend(x, w, length, box) - x)[0].numpy()
     c, row = w[0].numpy(), x[0].numpy()
     best = scipy.optimize.linprog(
         np.concatenate([-c, c]), A_ub=np.ones((1, 16)), b_ub=[length],
-        bounds=[(0, 1 - t) for t in row] + [(0, t) for t in row],
+        bounds=[(0, box[1] - t) for t in row] + [(0, t - box[0]) for t in row],
     )  # fmt: skip
     assert c @ step == pytest.approx(-best.fun, abs=1e-9)
     assert np.abs(step).sum() <= length + 1e-9
@@ -112,6 +162,42 @@ def test_a_projection_is_idempotent_and_keeps_what_is_inside(norm):
         once = project(x + torch.randn(x.shape, generator=g, dtype=torch.float64))
         assert torch.allclose(project(once), once, atol=1e-7)
         assert torch.equal(project(x), x)
+
+
+def test_l2_steps_have_unit_length_whatever_the_size_of_the_gradient():
+    """Rows must not feel each other: beside 1e30, a gradient of 1e-30 would be nothing."""
+    gradient = torch.tensor([1e-30, 1.0, 1e30])[:, None] * torch.tensor([[3.0, -4.0]])
+    moved = norms.NORMS["l2"].ascend(torch.zeros(3, 2), gradient, 5.0, None)
+    assert torch.allclose(moved, torch.tensor([[3.0, -4.0]]).expand(3, 2))
+
+
+@pytest.mark.parametrize("norm", list(norms.NORMS))
+def test_a_start_is_repeated_by_its_generator_and_by_nothing_else(norm):
+    x, before = torch.zeros(4, 3), torch.get_rng_state()
+    first, again, other = (
+        norms.NORMS[norm].uniform(x, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(norms.NORMS[norm].uniform(x, None), norms.NORMS[norm].uniform(x, None))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("norm", list(norms.NORMS))
+def test_images_of_one_pixel_start_anywhere_between_minus_one_and_one(norm):
+    """A KS test; it fails by chance with probability 1e-6."""
+    x = torch.zeros(4000, 1, dtype=torch.float64)
+    found = norms.NORMS[norm].uniform(x, torch.Generator().manual_seed(1)).flatten().numpy()
+    assert scipy.stats.kstest(found, scipy.stats.uniform(-1, 2).cdf).pvalue > 1e-6
+
+
+def test_the_streams_of_images_stay_what_they_are():
+    """Stored logs can only be repeated while seed and number give the same stream."""
+    low, high = np.random.SeedSequence([3, 5]).generate_state(2)
+    assert norms.keyed_generator(3, 5).initial_seed() == (int(high) << 32 | int(low)) >> 1
+    assert norms.keyed_generator(3, 5).initial_seed() == 4_895_867_234_429_419_378
+    seeds = {norms.keyed_generator(a, b).initial_seed() for a in range(30) for b in range(30)}
+    assert len(seeds) == 900
 
 
 def test_sizes():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -21,6 +23,33 @@ def test_halfspace_values():
         theory.halfspace_probability(0.5, 0, 0)
 
 
+def test_nothing_and_everything_stay_so_however_far_the_centre_moves():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for p in (0.0, 1.0):
+            for distance in (0.0, 3.0, -3.0, 1e308, -1e308):
+                assert theory.halfspace_probability(p, distance, 1e-3) == p
+        assert theory.halfspace_probability(0.5, 1e308, 1e-3) == 0
+        assert theory.halfspace_probability(0.5, -1e308, 1e-3) == 1
+
+
+def test_results_have_double_precision_for_any_input():
+    """float32 input is exact here, so the result must not be rounded to it."""
+    half, quarter = np.float32(0.5), np.float32(0.25)
+    for arguments in ((quarter, half, half), (np.float32(0.25), 0.5, half), ([0.25], [0.5], [0.5])):
+        found = theory.halfspace_probability(*arguments)
+        assert found.dtype == np.float64
+        exact = scipy.stats.norm.cdf(scipy.stats.norm.ppf(0.25) - 1)
+        assert found == pytest.approx(exact, rel=1e-12)
+    assert theory.cell_masses(np.float32([0.5]), 0.0, 1.0)[0] == scipy.stats.norm.cdf(0.5)
+    exact = theory.ball_probability(0.5, 1.0, 0.5, 3)
+    assert theory.ball_probability(half, 1.0, 0.5, 3) == exact
+    masses = np.float32([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]])
+    f, worst = theory.neyman_pearson(*masses, 0.6)
+    assert f.dtype == np.float64
+    assert worst == pytest.approx(0.25 + 0.1, rel=1e-12)
+
+
 @given(st.floats(0.5001, 0.9999), st.floats(0.01, 5))
 def test_the_radius_is_where_the_halfspace_crosses_one_half(p_a, sigma):
     radius = bounds.certified_radius(p_a, sigma)
@@ -37,6 +66,8 @@ def test_cell_masses_are_exact_in_both_tails():
     assert found[2] == pytest.approx(cdf.cdf(0.5) - cdf.cdf(-1.0))
     with pytest.raises(ValueError, match="increasing"):
         theory.cell_masses([1.0, 0.0], 0, 1)
+    with pytest.raises(ValueError, match="increasing"):
+        theory.cell_masses([0.0, 0.0], 0, 1)
     with pytest.raises(ValueError, match="sigma"):
         theory.cell_masses([0.0], 0, 0)
 
@@ -54,6 +85,24 @@ def test_linear_program_is_neyman_pearson(seed, cells, p_a):
         assert solution @ p >= p_a - 1e-6
         assert (solution >= 0).all()
         assert (solution <= 1).all()
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**31), st.floats(0, 1))
+def test_cells_without_mass_on_one_side_or_both(seed, p_a):
+    """They are filled last if x + delta alone reaches them, and change nothing if neither does."""
+    rng = np.random.default_rng(seed)
+    p, q = rng.dirichlet(np.ones(12)), rng.dirichlet(np.ones(12))
+    p[:4], q[3:6] = 0, 0
+    p, q = (p / p.sum()).reshape(3, 4), (q / q.sum()).reshape(3, 4)
+    _, expected = theory.worst_case_classifier(p, q, p_a)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        f, worst = theory.neyman_pearson(p, q, p_a)
+    assert f.shape == (3, 4)
+    assert worst == pytest.approx(expected, abs=1e-6)
+    assert (f * p).sum() == pytest.approx(p_a, abs=1e-9)
+    assert not f[p == 0].any()
 
 
 def test_the_worst_classifier_is_a_halfspace_and_tight():
@@ -86,11 +135,20 @@ def test_worst_case_on_a_plane_depends_on_the_direction_of_delta_alone():
 @pytest.mark.parametrize(
     ("p", "q", "p_a", "message"),
     [([0.5, 0.5], [1.0], 0.5, "shape"), ([0.5, 0.6], [0.5, 0.5], 0.5, "grid_mass_at_x:"),
-     ([0.5, 0.5], [-0.5, 1.5], 0.5, "grid_mass_at_x_delta"), ([0.5, 0.5], [0.5, 0.5], 1.5, "p_a")],
+     ([0.5, 0.5], [-0.5, 1.5], 0.5, "^grid_mass_at_x_delta:"),
+     ([0.5, 0.5], [0.5, 0.5], 1.5, "p_a")],
 )  # fmt: skip
 def test_bad_grids(p, q, p_a, message):
     with pytest.raises(ValueError, match=message):
         theory.worst_case_classifier(p, q, p_a)
+
+
+def test_balls_at_no_distance_are_refused():
+    for distance in (np.inf, np.nan, -1.0):
+        with pytest.raises(ValueError, match="distance="):
+            theory.ball_probability(distance, 1.0, 1.0, 2)
+    with pytest.raises(ValueError, match="radius="):
+        theory.ball_probability(0.0, np.inf, 1.0, 2)
 
 
 @pytest.mark.parametrize("distance", [0.0, 0.4, 1.5])
