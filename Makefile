@@ -4,6 +4,8 @@
 # make site     write the web book to build/site/, from the outputs stored in the notebooks
 # make slides   write one deck per notebook to build/slides/
 # make mutations  plant faults in copies of the repository; each must turn a test red (10 minutes)
+# make mutants  change every operator and number of the mathematical modules, one at a time, and list
+#               what no test noticed (an hour on 2 cores; can be stopped and goes on)
 # make oldest   run the tests with the oldest versions that pyproject.toml declares, in build/oldest
 # make notebooks  execute the notebooks in place, to store fresh outputs (for authors)
 # make homework-release                      the students' version, in build/homework/
@@ -18,7 +20,7 @@ NOTEBOOKS := $(wildcard notebooks/0*.ipynb)
 EXECUTE := TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --execute --ExecutePreprocessor.timeout=900 \
 	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False
 
-.PHONY: course test lab site slides mutations oldest notebooks lint homework-release homework-grade
+.PHONY: course test lab site slides mutations mutants oldest notebooks lint homework-release homework-grade
 
 course: $(STAMP)
 	$(EXECUTE) --to html --template course --TemplateExporter.extra_template_basedirs=docs/nbconvert \
@@ -53,6 +55,11 @@ slides: $(STAMP)
 
 mutations: $(STAMP)
 	$(BIN)/python tests/mutations/plant.py
+
+mutants: $(STAMP)
+	$(BIN)/python -m pip install -q "mutmut>=3.8"
+	TESTS=fault OMP_NUM_THREADS=1 $(BIN)/python -m mutmut run --max-children 2
+	$(BIN)/python -m mutmut results
 
 # pip takes the newest versions only; uv can take the oldest.
 oldest:

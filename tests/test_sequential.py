@@ -119,6 +119,8 @@ def test_plans_are_cached():
     [
         (([0.5, 0.4], 0.01, [10]), "p_null"),
         (([1.0], 0.01, [10]), "p_null"),
+        (([0.0], 0.01, [10]), "p_null"),
+        (([0.5, 0.5], 0.01, [10]), "p_null"),
         (([0.5], 0.0, [10]), "alpha"),
         (([0.5], 0.01, [10, 10]), "sizes"),
         (([0.5], 0.01, []), "sizes"),
@@ -243,5 +245,9 @@ def test_a_replay_uses_each_vote_once():
     assert set(found.samples) <= {10, 20}
     with pytest.raises(ValueError, match="n=19"):
         sequential.replay([5], 19, plan, rng)
+    three = sequential.plan([0.5], 0.01, [10, 15, 20])
+    with pytest.raises(ValueError, match="n=19"):
+        sequential.replay([5], 19, three, rng)
+    assert sequential.replay([21], 21, three, rng).certified.tolist() == [True]
     with pytest.raises(ValueError, match="whole numbers from 0 to n=20"):
         sequential.replay([21], 20, plan, rng)

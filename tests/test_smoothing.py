@@ -480,13 +480,24 @@ def test_abstention_probability_adds_up_all_outcomes(n, alpha):
         assert smoothing.abstention_probability(p, n, alpha) == pytest.approx(expected, abs=1e-12)
 
 
+def test_abstention_at_the_edges():
+    """Two votes of two have a p-value of exactly 1/2; three votes can never reach 0.001."""
+    assert smoothing.abstention_probability(1.0, 2, 0.5) == 0
+    assert smoothing.abstention_probability(0.9, 2, 0.5) == pytest.approx(1 - 0.81)
+    assert smoothing.abstention_probability(0.9, 3, 0.001) == 1
+    assert smoothing.samples_needed(1.0, 0.5) == 2
+
+
 def test_samples_needed():
     for p, alpha, share in ((0.9, 0.001, 0.01), (0.6, 0.001, 0.1), (1.0, 0.05, 0.5)):
         n = smoothing.samples_needed(p, alpha, share)
         assert smoothing.abstention_probability(p, n, alpha) <= share
         assert smoothing.abstention_probability(p, n - 1, alpha) > share if n > 1 else True
     for call in (lambda: smoothing.samples_needed(0.5, 0.001),
+                 lambda: smoothing.samples_needed(1.1, 0.001),
                  lambda: smoothing.samples_needed(0.9, 0.001, 0.0),
+                 lambda: smoothing.samples_needed(0.9, 0.001, 1.0),
+                 lambda: smoothing.abstention_probability(1.1, 10, 0.001),
                  lambda: smoothing.abstention_probability(0.4, 10, 0.001),
                  lambda: smoothing.abstention_probability(0.6, 0, 0.001)):  # fmt: skip
         with pytest.raises(ValueError, match="expected"):

@@ -159,7 +159,7 @@ def ball_probability(distance: ArrayLike, radius: float, sigma: float, dimension
         dimension: of the space, at least 1.
 
     Returns:
-        float64, by the noncentral chi-square distribution; exact.
+        float64, by the noncentral chi-square distribution; exact, but 0 where it is below 1e-80.
 
     >>> float(ball_probability(0.0, 1.0, 1.0, 2).round(6))  # 1 - exp(-1/2)
     0.393469
@@ -173,12 +173,13 @@ def ball_probability(distance: ArrayLike, radius: float, sigma: float, dimension
         raise ValueError(f"radius={radius}: expected at most {1e5 * sigma:g}, 100,000 sigma")
     if dimension < 1:
         raise ValueError(f"dimension={dimension}: expected at least 1")
-    shift = (away / sigma) ** 2
+    # Beyond 40 sigma it is below Phi(-40), which is 0 in double precision; SciPy may say NaN.
+    near = away <= radius + 40 * sigma
+    shift = (np.where(near, away, 0.0) / sigma) ** 2
     inside = (radius / sigma) ** 2
     central = stats.chi2.cdf(inside, dimension)
-    return np.where(
-        shift > 0, stats.ncx2.cdf(inside, dimension, np.maximum(shift, 1e-300)), central
-    )
+    shifted = stats.ncx2.cdf(inside, dimension, np.maximum(shift, 1e-300))
+    return np.where(near, np.where(shift > 0, shifted, central), 0.0)
 
 
 def ball_true_radius(radius: float, sigma: float, dimension: int) -> float:
