@@ -159,7 +159,7 @@ def ball_probability(distance: ArrayLike, radius: float, sigma: float, dimension
         dimension: of the space, at least 1.
 
     Returns:
-        float64, by the noncentral chi-square distribution; exact, but 0 where it is below 1e-80.
+        float64, by the noncentral chi-square distribution; exact; below about 1e-50 it may be 0.
 
     >>> float(ball_probability(0.0, 1.0, 1.0, 2).round(6))  # 1 - exp(-1/2)
     0.393469
