@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from math import comb
 
@@ -107,6 +108,14 @@ def test_looks_and_spending():
     assert spend[9] == pytest.approx(0.001)
     assert spend[10] == 0.01
     assert (np.diff(spend) > 0).all()
+
+
+def test_crossing_for_sure_and_never():
+    assert sequential.crossing_probability(0.0, [1, 3], [1, 2]) < 1e-20
+    assert sequential.crossing_probability(1.0, [1, 3], [2, 3]) == pytest.approx(1, abs=1e-15)
+    for p in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="p="):
+            sequential.crossing_probability(p, [1], [1])
 
 
 def test_plans_are_cached():

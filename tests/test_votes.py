@@ -75,3 +75,30 @@ def test_the_images_of_a_batch_do_not_meet():
     phi = scipy.stats.norm.ppf
     expected = np.where(low > high, 0.25 * (phi(low) - phi(high)), 0)
     assert together[0] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("counts", "top", "n", "message"),
+    [
+        ([[5.0, 5.0]], [0], 10, "counts"),
+        ([[-1, 5]], [0], 10, "counts"),
+        ([[5]], [0], 10, "counts"),
+        ([5, 5], [0], 10, "counts"),
+        ([[5, 5]], [2], 10, "top"),
+        ([[5, 5]], [-1], 10, "top"),
+        ([[5, 5]], [0, 1], 10, "top"),
+        ([[5, 5]], [0], 9, "n=9"),
+        ([[5, 5]], [0], 10.5, r"n=10\.5"),
+    ],
+)
+def test_bad_votes(counts, top, n, message):
+    with pytest.raises(ValueError, match=message):
+        votes.radii(torch.tensor(counts), torch.tensor(top), n, 0.01, 0.5, "one_class")
+
+
+def test_no_images_and_odd_numbers_of_votes():
+    none = torch.zeros(0, 3, dtype=torch.long)
+    radius, _ = votes.radii(none, none[:, 0], 1, 0.01, 0.5, "one_class")
+    assert radius.shape == (0,)
+    radius, _ = votes.radii(torch.tensor([[11, 0]]), torch.tensor([0]), 11, 0.01, 0.5, "one_class")
+    assert radius[0] == pytest.approx(0.5 * scipy.stats.norm.ppf(0.01 ** (1 / 11)), rel=1e-9)

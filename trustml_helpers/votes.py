@@ -117,7 +117,7 @@ def radii(
     _check_votes(counts)
     if top.shape != counts.shape[:1] or not torch.all((top >= 0) & (top < counts.shape[1])):
         raise ValueError(f"top={top}: expected one of {counts.shape[1]} classes for each image")
-    if not (n % 1 == 0 and n >= counts.sum(1).max() if len(counts) else n >= 0):
+    if not (n % 1 == 0 and n >= 1 and (counts.sum(1) <= n).all()):
         raise ValueError(f"n={n}: expected whole, at least the votes of each image")
     top = top.to(counts.device)
     k = votes_for(counts, top)
