@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,6 +55,7 @@ c.IgnorePattern.enabled = True
 c.IgnorePattern.pattern = "(?s)."
 c.GenerateFeedback.permissions = 644
 """
+_FORMULAS = 'MathJax = {tex: {inlineMath: [["$", "$"], ["\\\\(", "\\\\)"]], processEscapes: true}};'
 
 
 class HomeworkError(RuntimeError):
@@ -216,7 +219,18 @@ def _feedback(row: dict[str, str], course: Path, out: Path) -> None:
         _nbgrader(course, out / "logs" / f"{student}.log", 300, *options)
         made = course / "feedback" / student / ASSIGNMENT / f"{ASSIGNMENT}.html"
         if made.exists():
-            shutil.copy(made, page)
+            page.write_text(_with_mathjax(made.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _with_mathjax(html: str) -> str:
+    """nbgrader's page with MathJax inside, where it would fetch it: one file to hand out."""
+    packed = find_spec("sphinx-mathjax-offline")
+    if packed is None or packed.origin is None:
+        return html
+    script = Path(packed.origin).parent / "static" / "mathjax" / "tex-svg.js"
+    inside = f"<script>{_FORMULAS}</script><script>{script.read_text(encoding='utf-8')}</script>"
+    return re.sub(r"<!-- Load mathjax -->.*?<!-- End of mathjax", lambda _: inside + "<!--", html,
+                  count=1, flags=re.DOTALL)  # fmt: skip
 
 
 def _scores(
