@@ -131,7 +131,7 @@ def test_a_notebook_in_jupyterlab(page, lab, lesson):
     picture.scroll_into_view_if_needed()
     controls = explorer.locator(".widget-inline-hbox:has(button, [role=slider])")
     pictures = [picture.get_attribute("src")]
-    for k in range(controls.count()):
+    for k in reversed(range(controls.count())):  # steps, before an attack without any is chosen
         control = controls.nth(k)
         assert control.locator("label, .widget-label").first.inner_text().strip()
         assert moved(page, control, words), control.inner_text()

@@ -69,6 +69,15 @@ def test_attack_explorer_says_what_happens(explorer):
     assert "a 7" in explorer.says
 
 
+def test_only_pgd_has_steps(explorer):
+    count = explorer.controls["steps"]
+    for attack in ("FGSM", "random sign noise", "none"):
+        assert "steps" not in explorer.set(image=0, attack=attack, norm="linf", eps=0.1).says
+        assert count.disabled
+    assert "eps 0.10, steps 3)" in explorer.set(attack="PGD", steps=3).says
+    assert not count.disabled
+
+
 def test_danskin_explorer():
     family = lambda theta, delta: theta * delta - delta**2 / 2  # noqa: E731
     explorer = widgets.danskin_explorer(
@@ -123,6 +132,12 @@ def test_radius_explorer():
     before = explorer._picture.value
     assert "not guaranteed" in explorer.set(delta=0.43).says
     assert explorer._picture.value != before
+    figure, _ = explorer._draw(p_a=0.8, sigma=0.5, delta=1.0)
+    (axes,) = figure.axes
+    ((x,), (y,)) = axes.lines[-1].get_data()  # the circle, at Phi(0.8416 - 1 / 0.5)
+    assert (x, y) == (1.0, pytest.approx(0.1233, abs=1e-4))
+    assert axes.collections[-1].get_segments()[0][:, 0] == pytest.approx([0.4208] * 2, abs=1e-4)
+    plt.close(figure)
 
 
 def test_smoothing_explorer():

@@ -142,7 +142,7 @@ _SIZES = {"linf": (0.3, 0.01), "l2": (3.0, 0.1), "l1": (30.0, 1.0)}
 def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 20) -> Explorer:
     """Choose an image, an attack, its norm and eps; see the perturbation and the model's answer.
 
-    The range of eps follows the norm. Only PGD has steps.
+    The range of eps follows the norm. Only PGD has steps; otherwise that control is grey.
 
     Args:
         model: images to logits ``(n, K)``.
@@ -157,8 +157,9 @@ def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 
             probabilities = model(x_adv).softmax(1)[0]
         true, found = int(y), int(probabilities.argmax())
         verdict = "still right" if true == found else "fooled"
+        counted = f", steps {steps}" if attack == "PGD" else ""
         says = (
-            f"Image {image}, a {true}, under {attack} ({norm}, eps {eps:.2f}, steps {steps}): the "
+            f"Image {image}, a {true}, under {attack} ({norm}, eps {eps:.2f}{counted}): the "
             f"model says {found} with probability {float(probabilities.max()):.2f} ({verdict})."
         )
         return figures.perturbations([(attack, x[0], x_adv[0], probabilities)], label=true), says
@@ -174,13 +175,19 @@ def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 
             size.max, size.step, size.value = largest, step, round(share * largest / step) * step
 
     norm.observe(rescale, names="value")  # before the explorer listens, which then draws once
+    attack, count = _choice("attack", list(_PERTURB), "PGD"), _counter("steps", steps, 1, 50)
+
+    def grey(change: Any) -> None:
+        count.disabled = change["new"] != "PGD"
+
+    attack.observe(grey, names="value")
     return Explorer(
         draw,
         image=_counter("image", 0, 0, len(images) - 1),
-        attack=_choice("attack", list(_PERTURB), "PGD"),
+        attack=attack,
         norm=norm,
         eps=size,
-        steps=_counter("steps", steps, 1, 50),
+        steps=count,
     )
 
 
@@ -260,12 +267,17 @@ def radius_explorer(*, longest: float = 2.0) -> Explorer:
             "smallest possible P(A)": guaranteed.tolist(),
             "one half": [0.5] * len(lengths),
         }
-        title = f"P = {here:.2f} at length {delta:.2f}; radius {radius:.2f}"
+        title = f"circle: P = {here:.2f} at length {delta:.2f}; upright line: radius {radius:.2f}"
         figure = figures.curves(
             [(r"length of $\delta$", lengths.tolist(), lines)],
             "probability of A",
             titles=[title],
+            reference=["one half"],
         )
+        (axes,) = figure.axes
+        axes.vlines(radius, 0, 0.5, color="0.25", linewidth=1.2)
+        axes.plot(delta, here, "o", color=figures.PALETTE[1], markeredgecolor="black",
+                  markersize=13, zorder=5)  # fmt: skip
         verdict = "still A" if here > 0.5 else "not guaranteed"
         says = (
             f"p_A {p_a:.2f}, sigma {sigma:.2f}: after a move of {delta:.2f} class A keeps at least "
