@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trustml_helpers.certification import LogError
+from trustml_helpers.data import DataError
 
 ROOT = Path(__file__).parents[1]
 LESSONS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))}
@@ -103,7 +104,7 @@ def outcome(call, *names):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return call()
-    except (ValueError, TypeError, LogError) as error:
+    except (ValueError, TypeError, LogError, DataError) as error:
         said = repr(error)
     assert re.search(rf"\b({'|'.join(names)})\b", said), f"{said} names none of {names}"
     return None

@@ -224,3 +224,12 @@ def test_random_start_is_uniform_in_the_ball():
     assert scipy.stats.kstest(first, cdf).pvalue > 1e-6
     angle = torch.atan2(ball[:, 0], ball[:, 1]).numpy() / (2 * math.pi)
     assert scipy.stats.kstest(angle, scipy.stats.uniform(-0.5, 1).cdf).pvalue > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("seed", "number", "name"),
+    [(-1, 0, "seed"), (0.5, 0, "seed"), (0, -1, "number"), (0, math.nan, "number")],
+)
+def test_a_stream_needs_whole_numbers_from_0(seed, number, name):
+    with pytest.raises(ValueError, match=f"^{name}=.*: expected a whole number of at least 0"):
+        norms.keyed_generator(seed, number)

@@ -260,3 +260,12 @@ def test_a_replay_uses_each_vote_once():
     assert sequential.replay([21], 21, three, rng).certified.tolist() == [True]
     with pytest.raises(ValueError, match="whole numbers from 0 to n=20"):
         sequential.replay([21], 20, plan, rng)
+
+
+@pytest.mark.parametrize(
+    ("count", "alpha", "name"),
+    [(0, 0.1, "count"), (2.5, 0.1, "count"), (2, 0, "alpha"), (2, 1, "alpha")],
+)
+def test_spending_refuses(count, alpha, name):
+    with pytest.raises(ValueError, match=f"^{name}="):
+        sequential.spending(count, alpha)

@@ -32,7 +32,7 @@ from trustml_helpers.losses import (
     named,
     usable,
 )
-from trustml_helpers.models import check_logits, unchanged
+from trustml_helpers.models import logits_of, unchanged
 from trustml_helpers.norms import NORMS, Bounds, columns, draw, given_or_fresh
 from trustml_helpers.strong_attacks import auto_pgd, square, suite
 
@@ -275,7 +275,7 @@ def pgd_smoothed(
 
     def soft_vote(z: Tensor) -> Tensor:
         noisy = z[:, None] + noise
-        logits = check_logits(model(noisy.flatten(0, 1)), len(noisy) * noisy.shape[1])
+        logits = logits_of(model, noisy.flatten(0, 1))
         return log_mean_softmax(logits.unflatten(0, noisy.shape[:2]))
 
     with unchanged(model):

@@ -18,7 +18,7 @@ from trustml_helpers.attacks import NotDifferentiable, margin, pgd, square
 from trustml_helpers.bounds import check_counts
 from trustml_helpers.evaluation import robust_correct
 from trustml_helpers.losses import Attack, Goal, check, cross_entropy
-from trustml_helpers.models import check_logits, unchanged
+from trustml_helpers.models import logits_of, unchanged
 from trustml_helpers.norms import Bounds, given_or_fresh
 
 ZERO_SHARE = 0.1  # of examples without any gradient: more than a few dead ones
@@ -134,7 +134,7 @@ class _Evidence:
         self.model, self.batch_size = model, batch_size
         with unchanged(model), torch.inference_mode():
             self.logits, self.again = (
-                torch.cat([check_logits(model(part), len(part)) for part in x.split(batch_size)])
+                torch.cat([logits_of(model, part) for part in x.split(batch_size)])
                 for _ in range(2)
             )
         Goal(lambda _: self.logits, y, margin).logits(x)  # refuses shapes and labels that misfit

@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from trustml_helpers import bounds
-from trustml_helpers.losses import Attack, check_attacked, is_fooled
-from trustml_helpers.models import check_logits, unchanged
+from trustml_helpers.losses import Attack, check_attacked, check_place, is_fooled
+from trustml_helpers.models import logits_of, unchanged
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ def correct(model: Any, x: Tensor, y: Tensor, *, batch_size: int = 256) -> Tenso
     found, broken = [], 0
     with unchanged(model), torch.inference_mode():
         for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-            logits = check_logits(model(images), len(images))
+            logits = logits_of(model, images)
             broken += int(logits.isnan().any(1).sum())
             found.append(~is_fooled(logits, labels))
     if broken:
@@ -215,4 +215,5 @@ def _check(x: Tensor, y: Tensor, batch_size: int) -> None:
             f"x and y: expected images (n, ...) and n whole labels, got {tuple(x.shape)} and "
             f"{tuple(y.shape)} of {y.dtype}"
         )
+    check_place(x, y)
     bounds.check_counts(batch_size=batch_size)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trustml_helpers.models import check_logits
+from trustml_helpers.models import logits_of
 from trustml_helpers.norms import NORMS, Bounds
 
 Model = Callable[[Tensor], Tensor]
@@ -24,7 +25,8 @@ class NotDifferentiable(ValueError):
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy per example, ``(n,)``."""
-    return F.cross_entropy(logits, y, reduction="none")
+    with _labels_that_fit(logits, y):
+        return F.cross_entropy(logits, y, reduction="none")
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -36,8 +38,9 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     >>> margin(torch.tensor([[2.0, 1.0, -1.0]]), torch.tensor([0]))
     tensor([-1.])
     """
-    others = logits.scatter(1, y[:, None], -math.inf).amax(1)
-    return others - logits.gather(1, y[:, None])[:, 0]
+    with _labels_that_fit(logits, y):
+        others = logits.scatter(1, y[:, None], -math.inf).amax(1)
+        return others - logits.gather(1, y[:, None])[:, 0]
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
@@ -68,8 +71,9 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
         raise ValueError(f"the targeted DLR loss needs 4 classes, the model has {logits.shape[1]}")
     largest = logits.topk(4, dim=1).values
     scale = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2
-    true, wanted = (logits.gather(1, label[:, None])[:, 0] for label in (y, target))
-    return (wanted - true) / (scale + _tiny(logits))
+    with _labels_that_fit(logits, y, target):
+        true, wanted = (logits.gather(1, label[:, None])[:, 0] for label in (y, target))
+        return (wanted - true) / (scale + _tiny(logits))
 
 
 def log_mean_softmax(logits: Tensor) -> Tensor:
@@ -125,7 +129,7 @@ class Goal:
         self.labels = (int(y.min()), int(y.max())) if len(y) else (0, 0)
 
     def logits(self, x: Tensor) -> Tensor:
-        found = check_logits(self.model(x), len(x))
+        found = logits_of(self.model, x)
         smallest, largest = self.labels
         if not 0 <= smallest <= largest < found.shape[1]:
             raise ValueError(
@@ -206,6 +210,7 @@ def check(
             f"y: expected integer labels of shape ({len(x)},), got {y.dtype} of shape "
             f"{tuple(y.shape)}"
         )
+    check_place(x, y)
     if bounds is None:
         if not x.isfinite().all():
             raise ValueError("x: expected finite values, found NaN or infinity")
@@ -229,16 +234,31 @@ def check(
         )
 
 
+def check_place(x: Tensor, y: Tensor, name: str = "y") -> None:
+    """Refuse labels that are on another device than their images."""
+    if x.device != y.device:
+        raise ValueError(
+            f"{name} is on {y.device} and x on {x.device}: move one of them, y.to(x.device)"
+        )
+
+
 def mean_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """The usual loss; labels that do not fit the logits end in a ValueError that names y."""
-    try:
+    with _labels_that_fit(logits, y):
         return F.cross_entropy(logits, y)
+
+
+@contextmanager
+def _labels_that_fit(logits: Tensor, *labels: Tensor) -> Iterator[None]:
+    """What torch says of labels that do not fit, as a ValueError that names y."""
+    try:
+        yield
     except torch.cuda.OutOfMemoryError:
         raise
     except (IndexError, ValueError, RuntimeError) as error:
+        found = " and ".join(f"{y.dtype} of shape {tuple(y.shape)}" for y in labels)
         raise ValueError(
-            f"y: labels {y.dtype} of shape {tuple(y.shape)} do not fit logits of shape "
-            f"{tuple(logits.shape)}: {error}"
+            f"y: labels {found} do not fit logits of shape {tuple(logits.shape)}: {error}"
         ) from error
 
 

@@ -301,6 +301,35 @@ def raw_bytes(tensor: Tensor) -> bytes:
     return flat.view(torch.uint8).numpy().tobytes()
 
 
+def call(model: Any, x: Tensor) -> Any:
+    """What the model returns for x; what it cannot take ends in a ValueError that says why."""
+    try:
+        return model(x)
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:  # out of memory, or an error of the model's own
+            raise
+        raise ValueError(
+            f"x: the model cannot take images of shape {tuple(x.shape)}, {x.dtype} on {x.device} "
+            f"({str(error).splitlines()[0]}). {_cure(model, x)}"
+        ) from error
+
+
+def _cure(model: Any, x: Tensor) -> str:
+    weights = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    places = sorted({str(weight.device) for weight in weights})
+    dtypes = sorted({str(weight.dtype) for weight in weights if weight.is_floating_point()})
+    if places and str(x.device) not in places:
+        return f"The model is on {', '.join(places)}: move one of them, model.to(x.device)"
+    if dtypes and str(x.dtype) not in dtypes:
+        return f"The model is {', '.join(dtypes)}: convert one of them, model.to(x.dtype)"
+    return "Expected are images shaped like those that it was trained on"
+
+
+def logits_of(model: Any, x: Tensor) -> Tensor:
+    """The model's logits for x, if they are ``(len(x), K)`` with K at least 2; else ValueError."""
+    return check_logits(call(model, x), len(x))
+
+
 def check_logits(logits: Tensor, count: int) -> Tensor:
     """The logits, if they are ``(count, K)`` with K at least 2; else ValueError."""
     if logits.ndim != 2 or len(logits) != count or logits.shape[1] < 2:
@@ -325,6 +354,6 @@ def predict(model: Any, images: Tensor, *, batch_size: int = 256) -> Tensor:
             "and images (n, ...)"
         )
     with unchanged(model), torch.inference_mode():
-        parts = [check_logits(model(x), len(x)).argmax(1) for x in images.split(batch_size)]
+        parts = [logits_of(model, x).argmax(1) for x in images.split(batch_size)]
     # Joined outside the block: what inference_mode returns could not be used in autograd later.
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)

@@ -18,6 +18,7 @@ from torch import Tensor
 from trustml_helpers.attacks import pgd_smoothed
 from trustml_helpers.bounds import check_sigma
 from trustml_helpers.losses import log_mean_softmax, mean_cross_entropy
+from trustml_helpers.models import call
 from trustml_helpers.norms import NORMS, Bounds, columns, draw
 
 Objective = Callable[[Any, Tensor, Tensor], Tensor]
@@ -59,7 +60,7 @@ def stability(sigma: float, lam: float = 2.0, *, generator: torch.Generator) -> 
     _check(sigma, 1, lam=lam)
 
     def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
-        clean = _widened(model(x))
+        clean = _widened(call(model, x))
         noisy = _logits_under(_noise(x, 1, sigma, generator), model, x)[:, 0]
         return mean_cross_entropy(clean, y) + lam * F.cross_entropy(noisy, clean.softmax(1))
 
@@ -276,7 +277,7 @@ def _noise(x: Tensor, samples: int, sigma: float, generator: torch.Generator) ->
 
 def _logits_under(noise: Tensor, model: Any, x: Tensor) -> Tensor:
     """Logits ``(n, samples, K)`` of the noisy copies, in one pass."""
-    logits = model((x[:, None] + noise).flatten(0, 1))
+    logits = call(model, (x[:, None] + noise).flatten(0, 1))
     return _widened(logits).unflatten(0, noise.shape[:2])
 
 

@@ -41,7 +41,10 @@ def keyed_generator(seed: int, number: int, device: str | torch.device = "cpu") 
     >>> keyed_generator(0, 7).initial_seed() == keyed_generator(0, 8).initial_seed()
     False
     """
-    state = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
+    for name, value in {"seed": seed, "number": number}.items():
+        if not (value >= 0 and value % 1 == 0):
+            raise ValueError(f"{name}={value}: expected a whole number of at least 0")
+    state = np.random.SeedSequence([int(seed), int(number)]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state) >> 1)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trustml_helpers.attacks import Attack, pgd
 from trustml_helpers.losses import check_attacked, mean_cross_entropy
+from trustml_helpers.models import call
 from trustml_helpers.noise_objectives import (
     Objective,
     consistency,
@@ -45,7 +46,7 @@ def standard(model: Any, x: Tensor, y: Tensor) -> Tensor:
     >>> standard(lambda x: x, torch.zeros(2, 10), torch.tensor([0, 1]))
     tensor(2.3026)
     """
-    return mean_cross_entropy(model(x), y)
+    return mean_cross_entropy(call(model, x), y)
 
 
 def adversarial(attack: Attack) -> Objective:
@@ -132,7 +133,7 @@ def trades(
         raise ValueError(f"beta={beta}: expected a finite number >= 0")
 
     def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
-        logits = model(x)
+        logits = call(model, x)
         clean = logits.log_softmax(1)
         fixed = clean.detach()
 
@@ -143,7 +144,7 @@ def trades(
             model, x, y, eps, norm=norm, bounds=bounds, steps=steps, step_size=step_size,
             start=x + 0.001 * draw(x, torch.randn, generator), loss=moved, keep="last",
         )  # fmt: skip
-        attacked = model(x_adv).log_softmax(1)
+        attacked = call(model, x_adv).log_softmax(1)
         divergence = F.kl_div(attacked, clean, log_target=True, reduction="batchmean")
         return mean_cross_entropy(logits, y) + beta * divergence
 

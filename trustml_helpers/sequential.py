@@ -63,6 +63,8 @@ def spending(count: int, alpha: float) -> Floats:
     >>> spending(3, 0.001).tolist()
     [5e-05, 0.0001, 0.001]
     """
+    bounds.check_counts(count=count)
+    bounds.check_alpha(alpha)
     early = EARLY * alpha * np.arange(1, count) / max(count - 1, 1)
     return np.append(early, alpha)
 

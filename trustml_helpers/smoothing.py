@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trustml_helpers import bounds, sequential
 from trustml_helpers.attacks import given_or_fresh
-from trustml_helpers.models import unchanged
+from trustml_helpers.models import call, unchanged
 from trustml_helpers.votes import (
     ABSTAIN,
     SHARES,
@@ -161,7 +161,7 @@ class SmoothedClassifier:
 
     def _votes(self, noisy: Tensor) -> Tensor:
         """Votes ``(m, K)`` for noisy images ``(m, copies, ...)``."""
-        logits = self.base_classifier(noisy.flatten(0, 1))
+        logits = call(self.base_classifier, noisy.flatten(0, 1))
         if logits.ndim != 2 or logits.shape != (len(noisy) * noisy.shape[1], self.num_classes):
             raise ValueError(
                 f"base_classifier: expected logits of shape ({len(noisy) * noisy.shape[1]}, "

@@ -85,7 +85,8 @@ def vote(
         bar.set_hatch(hatch)
     for k, (name, value) in bounds.items():
         right.plot([k - 0.45, k + 0.45], [value, value], color="black", linewidth=3)
-        right.text(k, value + 0.1, name, ha="center", fontsize=11, bbox=_PLATE)
+        right.annotate(name, (k, value), (k, max(value, shares[k], 0.5) + 0.16), ha="center",
+                       fontsize=11, bbox=_PLATE, arrowprops={"arrowstyle": "->"})  # fmt: skip
     right.axhline(0.5, color="0.4", linestyle="--", linewidth=1.3)
     right.text(len(shares) - 0.5, 0.51, "1/2", color="0.2", ha="right", va="bottom")
     right.set(

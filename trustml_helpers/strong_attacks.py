@@ -24,7 +24,7 @@ from trustml_helpers.losses import (
     named,
     usable,
 )
-from trustml_helpers.models import unchanged
+from trustml_helpers.models import call, unchanged
 from trustml_helpers.norms import NORMS, Ball, Bounds, columns, draw
 
 RHO, INERTIA = 0.75, 0.75  # of Croce & Hein (2020), section 3
@@ -207,7 +207,7 @@ def square(
     ball, shape = NORMS[norm], x.shape if x.ndim == 4 else (len(x), 1, 1, x[:1].numel())
     with unchanged(model), torch.inference_mode():
         images, y = x.reshape(shape), y.long()
-        goal = Goal(lambda z: model(z.view(-1, *x.shape[1:])), y, margin)
+        goal = Goal(lambda z: call(model, z.view(-1, *x.shape[1:])), y, margin)
         best, rows = Best(images), torch.arange(len(x), device=x.device)
         # Stripes one pixel wide: the first guess of the paper.
         stripes = draw(images[:, :, :1], torch.rand, generator).sub(0.5).sign().expand(shape)

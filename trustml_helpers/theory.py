@@ -16,11 +16,12 @@ Array = NDArray[np.float64]
 
 
 def halfspace_probability(p_a: ArrayLike, distance: ArrayLike, sigma: ArrayLike) -> Array:
-    """Probability of a half-space after the Gaussian's centre moved straight towards its border.
+    """Probability of a half-space after the Gaussian's centre moved at right angles to its border.
 
     Args:
         p_a: probability before the move, in [0, 1].
-        distance: length of the move, in pixel units (negative: away from the border).
+        distance: length of the move in the direction that leaves the half-space, in pixel units
+            (negative: the move goes deeper into it).
         sigma: standard deviation of the noise, above 0.
 
     Returns:

@@ -21,7 +21,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from trustml_helpers import objectives, processes, resume, robustness
 from trustml_helpers.attacks import Attack
 from trustml_helpers.files import only_writer
-from trustml_helpers.models import unchanged
+from trustml_helpers.losses import check_place
+from trustml_helpers.models import call, unchanged
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -297,8 +298,9 @@ def _check_labels(name: str, model: nn.Module, images: Tensor, labels: Tensor) -
         raise TypeError(
             f"{name}: expected whole labels (n,), got {labels.dtype} of {tuple(labels.shape)}"
         )
+    check_place(images, labels, f"{name}: y")
     with unchanged(model), torch.inference_mode():
-        logits = model(images[:1])
+        logits = call(model, images[:1])
     low, high = int(labels.min()), int(labels.max())
     if getattr(logits, "ndim", 0) == 2 and not 0 <= low <= high < logits.shape[1]:
         raise ValueError(

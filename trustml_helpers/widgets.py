@@ -135,6 +135,12 @@ def _counter(name: str, value: int, low: int, high: int, step: int = 1) -> ipywi
     )
 
 
+def _check_length(**lengths: float) -> None:
+    for name, value in lengths.items():
+        if not 1e-6 <= value <= 1e6:
+            raise ValueError(f"{name}={value}: expected a number from 1e-6 to 1e6")
+
+
 # Largest eps and step of the slider: sizes at which the standard networks of the course give way.
 _SIZES = {"linf": (0.3, 0.01), "l2": (3.0, 0.1), "l1": (30.0, 1.0)}
 
@@ -149,6 +155,14 @@ def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 
         images, labels: what the image control runs over, float ``(n, C, H, W)`` and ``(n,)``.
         steps: of PGD at first, 1 to 50.
     """
+
+    if not 0 < len(images) == len(labels):
+        raise ValueError(
+            f"images, labels: expected as many of both, at least one, got {len(images)} and "
+            f"{len(labels)}"
+        )
+    if not (1 <= steps <= 50 and steps % 1 == 0):
+        raise ValueError(f"steps={steps}: expected a whole number from 1 to 50")
 
     def draw(image: int, attack: str, norm: str, eps: float, steps: int) -> tuple[Figure, str]:
         x, y = images[image : image + 1], labels[image : image + 1]
@@ -225,6 +239,15 @@ def danskin_explorer(
         deltas: a fine grid of the perturbations, ``(k,)``.
         shown: how many perturbations to draw as lines of their own.
     """
+    bounds.check_counts(shown=shown)
+    for name, values, least in (("thetas", thetas, 2), ("deltas", deltas, 1)):
+        if not values.is_floating_point() or values.ndim != 1 or len(values) < least:
+            raise ValueError(
+                f"{name}: expected at least {least} floating-point numbers (m,), got "
+                f"{values.dtype} of shape {tuple(values.shape)}"
+            )
+    if not (thetas.diff() > 0).all():
+        raise ValueError("thetas: expected increasing values")
     family = loss(thetas[:, None], deltas[None, :]).detach()
     envelope = family.amax(1)
     chosen = torch.linspace(0, len(deltas) - 1, shown).round().long().tolist()
@@ -257,6 +280,7 @@ def radius_explorer(*, longest: float = 2.0) -> Explorer:
     Args:
         longest: largest length of delta that can be chosen, in pixel units.
     """
+    _check_length(longest=longest)
     lengths = np.linspace(0, longest, 201)
 
     def draw(p_a: float, sigma: float, delta: float) -> tuple[Figure, str]:
@@ -301,6 +325,7 @@ def smoothing_explorer(model: Any, *, num_classes: int, extent: float = 2.0) -> 
         num_classes: K.
         extent: the square shown reaches from ``-extent`` to ``extent``.
     """
+    _check_length(extent=extent)
     axis = torch.linspace(-extent, extent, 121)
     points = torch.cartesian_prod(axis, axis)
     classes = predict(model, points).view(121, 121)
@@ -343,6 +368,9 @@ def certification_explorer(
         sigma: standard deviation of the noise, in pixel units.
         most: largest number of votes.
     """
+
+    bounds.check_sigma(sigma)
+    bounds.check_counts(20, most=most)
 
     def draw(p: float, n: int, run: int) -> tuple[Figure, str]:
         won = np.cumsum(np.random.default_rng(run).random(most) < p)

@@ -29,7 +29,7 @@ from faults import FAULTS, Fault
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[2]
-RED, GREEN = 1, 0  # pytest's exit status; anything else is no verdict
+RED, GREEN, NO_VERDICT = 1, 0, -1  # pytest's exit status; anything but red and green is no verdict
 
 
 def copied(folder: Path) -> Path:
@@ -65,13 +65,18 @@ def verdict(tests: str, copy: Path) -> tuple[int, str]:
         "OMP_NUM_THREADS": "1",
         "TESTS": "fault",
     }
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist",
-         *shlex.split(tests)],
-        cwd=copy, env=os.environ | own, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist",
+             *shlex.split(tests)],
+            cwd=copy, env=os.environ | own, capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return NO_VERDICT, "no verdict: stopped after 600 s"
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", ran.stdout, flags=re.M)
-    return ran.returncode, failed[1] if failed else ran.stdout.strip().splitlines()[-1]
+    # A run that crashed may have said nothing, or only on stderr.
+    said = (ran.stdout.strip() or ran.stderr.strip() or "nothing was printed").splitlines()[-1]
+    return ran.returncode, failed[1] if failed else f"exit status {ran.returncode}: {said}"
 
 
 def together(faults: list[Fault]) -> dict[str, str]:
