@@ -189,3 +189,18 @@ def test_no_gradient_reaches_the_parameters_through_the_attack():
     expected = torch.autograd.grad(F.cross_entropy(model(x_adv), y), list(model.parameters()))
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         assert torch.allclose(parameter.grad, gradient, atol=1e-6)
+
+
+def test_trades_with_a_frozen_batch_norm():
+    """The clean logits still need the statistics that the attack, too, finds and leaves."""
+    frozen = torch.nn.BatchNorm1d(4).eval()
+    model = torch.nn.Sequential(frozen, torch.nn.Linear(4, 3)).train()
+    frozen.eval()
+    x, y = (
+        torch.rand(5, 4, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 1, 2, 0, 1]),
+    )
+    mean = frozen.running_mean
+    objectives.trades(0.1, steps=2, generator=torch.Generator())(model, x, y).backward()
+    assert frozen.running_mean is mean
+    assert frozen.weight.grad.isfinite().all()

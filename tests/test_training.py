@@ -239,6 +239,21 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights(blobs):
     assert log["error"].iloc[-1] == 0
 
 
+class Dropping(torch.nn.Linear):
+    """It draws from the global generator in every step."""
+
+    def forward(self, x):
+        return torch.nn.functional.dropout(super().forward(x), 0.1, self.training)
+
+
+def dropping():
+    model = Dropping(2, 2)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.zero_()
+    return model
+
+
 def noisy_run(path, model, blobs, objective=None):
     """A run with everything that has a state: momentum, schedule, noise, best weights."""
     generator = torch.Generator().manual_seed(5)
@@ -253,7 +268,7 @@ def noisy_run(path, model, blobs, objective=None):
 @pytest.mark.parametrize("dies_at", [1, 7, 16, 29])
 def test_a_killed_run_goes_on_exactly(blobs, tmp_path, dies_at):
     """Killed at any step, resumed: the same weights, the same history, to the last bit."""
-    whole = linear()
+    whole = dropping()
     expected, _ = noisy_run(None, whole, blobs)
     generator = torch.Generator().manual_seed(5)
     inner, steps = objectives.gaussian(0.5, generator=generator), []
@@ -267,21 +282,22 @@ def test_a_killed_run_goes_on_exactly(blobs, tmp_path, dies_at):
     path = tmp_path / "run.training"
     with pytest.raises(KeyboardInterrupt):
         quiet(
-            linear(), blobs, dies, epochs=5, batch_size=40, best="error", seed=3, checkpoint=path,
+            dropping(), blobs, dies, epochs=5, batch_size=40, best="error", seed=3, checkpoint=path,
             validation=(blobs[0][:60] + 0.5, blobs[1][:60]), generators=[generator],
             optimizer=partial(torch.optim.AdamW, lr=0.05), scheduler=training.triangular(0.05),
         )  # fmt: skip
     assert path.exists() == (dies_at > 6)
-    again = linear()
+    again = dropping()
     torch.nn.init.ones_(again.weight)  # whatever it begins with is replaced
     if not path.exists():
-        again = linear()
+        again = dropping()
+    torch.manual_seed(9)  # the resumed run finds another global generator
     log, _ = noisy_run(path, again, blobs)
     assert torch.equal(again.weight, whole.weight)
     assert torch.equal(again.bias, whole.bias)
     timeless = [column for column in log.columns if column != "seconds"]
     assert log[timeless].equals(expected[timeless])
-    finished = linear()
+    finished = dropping()
     log, _ = noisy_run(path, finished, blobs, lambda *_: pytest.fail("trained again"))
     assert torch.equal(finished.weight, whole.weight)
 

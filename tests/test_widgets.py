@@ -145,7 +145,9 @@ def test_smoothing_explorer():
         return torch.stack([z[:, 0], -z[:, 0], z[:, 1] - 5], 1)
 
     explorer = widgets.smoothing_explorer(thirds, num_classes=3)
-    assert "class 0 has 100.0% of the votes" in explorer.set(x=1.0, y=0.0, sigma=0.05, n=100).says
+    says = explorer.set(x=1.0, y=0.0, sigma=0.05, n=100).says
+    assert "class 0 has 100.0% of the votes, its probability is at least 0.933" in says
+    assert says.endswith("has 0.0%, at most 0.067.")  # 1 - 0.001 ** (1 / 100)
     for control, value in (("sigma", 1.0), ("n", 400), ("x", -1.0), ("y", 0.5)):
         before = explorer._picture.value
         explorer.controls[control].value = value

@@ -202,7 +202,7 @@ def fgsm_rs(
         model, x, y, eps, bounds, loss: as for :func:`fgsm`.
         step_size: 1.25 eps if not given.
         clip_start: project the start on the bounds as well. The published code does not, and it
-            matters: with it training overfits catastrophically far more often (notebook 02).
+            may matter: with it, more of a few runs collapsed (notebook 02).
         generator: source of the start; fresh entropy if not given.
 
     Returns:

@@ -16,6 +16,14 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import (
+    FixedLocator,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    StrMethodFormatter,
+)
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
 # Okabe & Ito (2008), without yellow, which is too light for a line on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+PLATE = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}  # under words
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SIGNED = "PuOr_r"  # diverging, safe for the colour-blind: purple below zero, orange above
 STYLE: dict[Any, Any] = {
@@ -229,8 +238,18 @@ def curves(
             )
         if logx:
             axes.set_xscale("log")
+            if len(x) <= 10:  # the values themselves, not powers of ten between them
+                axes.xaxis.set_major_locator(FixedLocator(x))
+                axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+                axes.xaxis.set_minor_locator(NullLocator())
+        elif all(float(value).is_integer() for value in x):
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if logy:
             axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         if titles:
             axes.set_title(titles[k])
         if legend == "outside":
@@ -263,8 +282,9 @@ def matrix(table: pd.DataFrame, *, xlabel: str = "", ylabel: str = "", note: str
     axes.set_yticks(range(values.shape[0]), [str(name) for name in table.index])
     axes.tick_params(length=0, top=True, bottom=False, labeltop=True, labelbottom=False)
     axes.grid(visible=False)
-    axes.set_xlabel(xlabel, labelpad=14)  # apart from the names of the columns
-    axes.set_ylabel(ylabel)
+    # Apart from the names of columns and rows, also in their look.
+    axes.set_xlabel(xlabel, labelpad=18, fontweight="bold")
+    axes.set_ylabel(ylabel, labelpad=12, fontweight="bold")
     axes.xaxis.set_label_position("top")
     if note:
         fig.supxlabel(note, fontsize=10, color="0.3", style="italic")
@@ -404,6 +424,7 @@ def shifted_densities(
     *,
     xlabel: str,
     marks: Mapping[str, float] | None = None,
+    places: Mapping[str, float] | None = None,
 ) -> Figure:
     """Densities on a line and, below them, the share of each place that a classifier calls A.
 
@@ -413,6 +434,7 @@ def shifted_densities(
         share: f, in [0, 1], at each position.
         xlabel: what the line is.
         marks: vertical lines, by name.
+        places: named points of the line, marked on its axis.
     """
     fig, (top, low) = plt.subplots(
         2, 1, figsize=(8, 4.6), sharex=True, gridspec_kw={"height_ratios": [3, 1]}
@@ -427,6 +449,10 @@ def shifted_densities(
     top.set(ylabel="density")
     top.legend(fontsize=11)
     low.set(xlabel=xlabel, ylabel="called A", ylim=(0, 1.05))
+    for name, place in (places or {}).items():
+        low.plot(place, 0, "^", color="black", markersize=9, clip_on=False, zorder=5)
+        low.annotate(name, (place, 0), (0, 9), textcoords="offset points", ha="center",
+                     fontsize=12, bbox=PLATE)  # fmt: skip
     return fig
 
 
@@ -437,6 +463,7 @@ def plane(
     *,
     centres: Mapping[str, tuple[float, float]],
     sigma: float,
+    border: tuple[tuple[float, float], float] | None = None,
 ) -> Figure:
     """Shares in [0, 1] on the cells of a plane, with level sets of Gaussians drawn over them.
 
@@ -445,6 +472,8 @@ def plane(
         panels: by title, ``(m, n)`` arrays: the share of each cell that is called A.
         centres: of the Gaussians, by name, marked; circles at sigma and 2 sigma around each.
         sigma: their standard deviation.
+        border: a vector, drawn as an arrow from the origin, and the distance at which a dashed line
+            crosses its direction at right angles.
     """
     fig, grid = plt.subplots(1, len(panels), figsize=(4.6 * len(panels) + 0.6, 4.4), squeeze=False)
     angle = np.linspace(0, 2 * np.pi, 100)
@@ -458,6 +487,11 @@ def plane(
             for radius in (sigma, 2 * sigma):
                 axes.plot(a + radius * np.cos(angle), b + radius * np.sin(angle), color=look,
                           linewidth=1.8, path_effects=edge)  # fmt: skip
+        if border is not None:
+            normal = np.array(border[0]) / np.hypot(*border[0])
+            foot, along = border[1] * normal, np.array([-normal[1], normal[0]])
+            axes.axline(foot, foot + along, color="black", linestyle="--", linewidth=2)
+            axes.annotate("", border[0], (0, 0), arrowprops={"arrowstyle": "->", "linewidth": 2})
         axes.set(title=title, aspect="equal", xlim=edges[0][:: len(edges[0]) - 1],
                  ylim=edges[1][:: len(edges[1]) - 1])  # fmt: skip
         axes.grid(visible=False)

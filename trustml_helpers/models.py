@@ -143,9 +143,9 @@ def unchanged(model: Any) -> Iterator[None]:
         finally:
             for module, training in flags:
                 module.training = training
-            with torch.no_grad():
-                for now, before in buffers + gradients:
-                    now.copy_(before)
+            for now, before in buffers + gradients:
+                # Not in the eyes of autograd: a loss computed before may still need the buffer.
+                now.data.copy_(before)
             for parameter, requires_grad, gradient in parameters:
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = gradient

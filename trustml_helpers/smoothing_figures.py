@@ -11,10 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from trustml_helpers.figures import PALETTE, curves, styled
+from trustml_helpers.figures import PALETTE, PLATE, curves, styled
 
 _HATCHES = ("", "//", "..", "xx", "--")
-_PLATE = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}  # under words
 
 
 def _regions(axes: Axes, axis: Sequence[float], classes: Any, title: str) -> None:
@@ -32,7 +31,7 @@ def _regions(axes: Axes, axis: Sequence[float], classes: Any, title: str) -> Non
             row, column = (int(np.median(where)) for where in np.nonzero(values == k))
             if values[row, column] == k:
                 axes.text(axis[column], axis[row], str(k), ha="center", va="center",
-                          fontweight="bold", bbox=_PLATE)  # fmt: skip
+                          fontweight="bold", bbox=PLATE)  # fmt: skip
     axes.set(title=title, aspect="equal")
     axes.grid(visible=False)
 
@@ -86,7 +85,7 @@ def vote(
     for k, (name, value) in bounds.items():
         right.plot([k - 0.45, k + 0.45], [value, value], color="black", linewidth=3)
         right.annotate(name, (k, value), (k, max(value, shares[k], 0.5) + 0.16), ha="center",
-                       fontsize=11, bbox=_PLATE, arrowprops={"arrowstyle": "->"})  # fmt: skip
+                       fontsize=11, bbox=PLATE, arrowprops={"arrowstyle": "->"})  # fmt: skip
     right.axhline(0.5, color="0.4", linestyle="--", linewidth=1.3)
     right.text(len(shares) - 0.5, 0.51, "1/2", color="0.2", ha="right", va="bottom")
     right.set(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from trustml_helpers.attacks import Attack
 from trustml_helpers.files import only_writer
 from trustml_helpers.losses import check_place
 from trustml_helpers.models import call, unchanged
+from trustml_helpers.norms import keyed_generator
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,7 +121,8 @@ def fit(
         generators: those that the objective draws from, to be saved and put back with the state.
         about: the objective and all else that the loop cannot see, in words; a checkpoint of a
             run that was about something else is refused.
-        seed: order of the examples; same seed, same order. The global RNG is not used by the loop.
+        seed: of the order of the examples, and of what layers such as dropout draw: same seed, same
+            weights. The global RNG is left as found.
         progress: show a progress bar.
 
     Returns:
@@ -181,8 +183,9 @@ def fit(
             shuffled = torch.randperm(len(train[0]), generator=order).to(train[0].device)
             if epoch < len(history):
                 continue
-            row = _one_epoch(model, train, objective, descent, schedule, precision, team, bar,
-                             epoch, shuffled.split(batch_size))  # fmt: skip
+            with _global_generator(seed, epoch * team.size + team.rank, train[0].device):
+                row = _one_epoch(model, train, objective, descent, schedule, precision, team, bar,
+                                 epoch, shuffled.split(batch_size))  # fmt: skip
             team.same(model.buffers())
             row |= team.first(lambda: _validate(model, validation, attacks))
             history.append({"epoch": epoch + 1, **row})
@@ -201,6 +204,14 @@ def fit(
         model.load_state_dict(weights)
         log["kept"] = log.index == log[best][::-1].idxmin()  # the later one of equals
     return log
+
+
+@contextmanager
+def _global_generator(seed: int, number: int, device: torch.device) -> Iterator[None]:
+    """What layers such as dropout draw from: seeded inside, and left as found."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(keyed_generator(seed, number).initial_seed())
+        yield
 
 
 def _one_epoch(
