@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.lines import AxLine
 
-from trustml_helpers import figures, smoothing_figures
+from trustml_helpers import figures, lesson_figures, smoothing_figures
 
 matplotlib.use("agg")
 
@@ -78,7 +79,7 @@ def test_matrix_prints_percentages():
 
 def test_norm_balls():
     steps = {"linf": (1.0, 1.0), "l2": (0.8, 0.6), "l1": (1.0, 0.0)}
-    figure = figures.norm_balls((1.2, 0.5), steps)
+    figure = lesson_figures.norm_balls((1.2, 0.5), steps)
     assert len(figure.axes) == 3
     rendered(figure)
 
@@ -88,7 +89,7 @@ def test_loss_surface(all_right):
     a = [0.0, 1.0, 2.0]
     right = torch.ones(3, 3, dtype=torch.bool)
     right[2] = all_right
-    figure = figures.loss_surface(
+    figure = lesson_figures.loss_surface(
         a, a, torch.rand(3, 3), right, labels=("p", "q"), marks={"x": (0, 0)}
     )
     assert figure.axes[0].get_xlabel() == "p"
@@ -96,7 +97,9 @@ def test_loss_surface(all_right):
 
 
 def test_danskin():
-    figure = figures.danskin([0.0, 1.0, 2.0], {"a": [0, 1, 2]}, [0, 1, 2], 1.0, (1.0, 1.0), "a")
+    figure = lesson_figures.danskin(
+        [0.0, 1.0, 2.0], {"a": [0, 1, 2]}, [0, 1, 2], 1.0, (1.0, 1.0), "a"
+    )
     tangent = figure.axes[0].lines[2]
     assert np.allclose(tangent.get_ydata(), tangent.get_xdata())
     rendered(figure)
@@ -156,18 +159,32 @@ def test_the_style_does_not_leak():
 
 
 def test_shifted_densities():
-    figure = figures.shifted_densities(
-        [0, 1, 2], {"a": [0, 1, 0], "b": [0, 0, 1]}, [1, 1, 0], xlabel="t", marks={"border": 1.5}
-    )
+    figure = lesson_figures.shifted_densities(
+        [0, 1, 2], {"a": [0, 1, 0], "b": [0, 0, 1]}, [1, 1, 0], xlabel="t", marks={"border": 1.5},
+        places={"x": 0.5},
+    )  # fmt: skip
     top, low = figure.axes
     assert [line.get_label() for line in top.lines][:2] == ["a", "b"]
     assert low.get_xlabel() == "t"
+    assert [text.get_text() for text in low.texts] == ["x"]
     rendered(figure)
+
+
+def test_what_is_missing_or_does_not_fit_is_named():
+    with pytest.raises(ValueError, match="panels is empty"):
+        figures.curves([], "y")
+    with pytest.raises(ValueError, match="panels: 'a' has 2 values at 3 x"):
+        figures.curves([("x", [0, 1, 2], {"a": [0, 1]})], "y")
 
 
 def test_plane():
     share = np.array([[1.0, 0.5], [0.0, 0.25]])
-    figure = figures.plane(([0, 1, 2], [0, 1, 2]), {"f": share}, centres={"x": (1, 1)}, sigma=0.5)
+    edges = ([0, 1, 2], [0, 1, 2])
+    figure = lesson_figures.plane(
+        edges, {"f": share}, centres={"x": (1, 1)}, sigma=0.5, border=((0.0, 2.0), 0.5)
+    )
+    (border,) = [line for line in figure.axes[0].lines if isinstance(line, AxLine)]
+    assert border.get_xy1()[1] == border.get_xy2()[1] == 0.5  # at right angles to (0, 2)
     mesh = figure.axes[0].collections[0]
     assert np.allclose(np.asarray(mesh.get_array()).reshape(2, 2), share.T)
     rendered(figure)

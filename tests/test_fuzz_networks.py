@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import io
+import pkgutil
 import re
 from functools import partial
+from pathlib import Path
 
+import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 import torch
 from helpers import named, outcome
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_fuzz import BOX, COUNTS, NUMBERS, Flat, labels, pictures
+from test_fuzz import BOX, COUNTS, NUMBERS, WHOLE, Flat, labels, pictures
 
+import trustml_helpers
 from trustml_helpers import (
     attacks,
     data,
+    execution,
+    figures,
     losses,
     models,
     noise_objectives,
@@ -22,6 +32,8 @@ from trustml_helpers import (
     objectives,
     robustness,
     sequential,
+    smoothing_figures,
+    study,
     training,
     widgets,
 )
@@ -150,7 +162,7 @@ def test_losses(y, target, classes, scale):
         assert found is None or found.shape == (2,)
 
 
-@given(seed=NUMBERS, number=NUMBERS, count=NUMBERS, alpha=NUMBERS)
+@given(seed=NUMBERS, number=NUMBERS, count=WHOLE, alpha=NUMBERS)
 def test_streams_and_spending(seed, number, count, alpha):
     found = named(norms.keyed_generator, seed=seed, number=number)
     assert found is None or isinstance(found, torch.Generator)
@@ -191,3 +203,104 @@ def test_explorers(count, steps, number, more):
         if explorer is not None:
             assert explorer.says
             assert outcome(lambda e=explorer: e.set(nothing=1), "nothing") is None
+
+
+VALUES = st.lists(st.floats(width=32), max_size=4)
+
+
+@settings(max_examples=60)
+@given(x=VALUES, y=VALUES, z=VALUES, logx=st.booleans(), logy=st.booleans(), n=st.integers(0, 2))
+def test_figures(x, y, z, logx, logy, n):
+    """What they are given may hold NaN and infinity, but it must be there, and fit."""
+    panels = [("x", x, {"y": y, "z": z})] * n
+    drawn = [
+        outcome(lambda: figures.curves(panels, "y", logx=logx, logy=logy, ylim=None), "panels")
+    ]
+    drawn.append(outcome(lambda: figures.matrix(pd.DataFrame([y] * n)), "table"))
+    drawn.append(outcome(lambda: figures.pictures([[torch.rand(1, 2, 2)]] * n), "images"))
+    drawn.append(outcome(lambda: smoothing_figures.certified(x, {"y": y}), "panels"))
+    for figure in filter(None, drawn):
+        figure.savefig(io.BytesIO())
+    plt.close("all")
+
+
+@settings(max_examples=40)
+@given(layout=st.sampled_from(["contiguous", "channels_last", "rows", None]), model=networks(),
+       dtype=st.sampled_from(["float32", "bfloat16", "int8", None]), batch_size=COUNTS)  # fmt: skip
+def test_execution(layout, dtype, batch_size, model):
+    assume(not next(model.parameters()).is_meta)
+    x = torch.rand(1, 1, 28, 28, dtype=next(model.parameters()).dtype)
+    names = ["layout", "dtype", "batch_size"]
+    how = {"batch_size": batch_size, "layout": layout, "dtype": dtype, "largest": 64}
+    found = outcome(lambda: execution.search(smooth(model.eval()), x, **how), *names)
+    if found is not None:
+        assert found.batch_size >= 1
+        prepared = execution.prepare(smooth(model.eval()), found, x)
+        assert prepared.sample_under_noise(x, 3).sum() == 3
+
+
+@settings(max_examples=60)
+@given(name=st.text(max_size=12), about=st.dictionaries(st.text(max_size=3), st.floats()))
+def test_checkpoints(tmp_path_factory, name, about):
+    """A name that is no checkpoint; a card that holds anything JSON can say."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    with pytest.raises((models.CheckpointError, ValueError)):
+        models.load(folder / name.replace("\0", "").replace("/", "_"))
+    about.pop("path", None)
+    card = outcome(lambda: models.save(models.build("SmallCNN"), folder / "net", **about), "about")
+    if card is not None:
+        assert models.fingerprint(models.load(folder / "net.safetensors"))
+        assert models.card(folder / "net.json").keys() == card.keys()
+
+
+@pytest.mark.parametrize("look", [
+    lambda folder: study.summarise(folder), lambda folder: study.mismatch(folder, 0.5),
+    lambda folder: study.curves(folder, [0.5], n=10), lambda folder: study.draw(folder),
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["nothing.txt", "x_0.5_n10.tsv", "gaussian_n10.tsv",
+                                  "gaussian_0.5_nx.tsv", "gaussian_0.5_n10.tsv"])  # fmt: skip
+def test_studies_of_odd_folders(tmp_path, look, name):
+    (tmp_path / name).write_text("this is no log\n")
+    found = outcome(lambda: look(tmp_path), "folder", "gaussian", name.partition(".tsv")[0])
+    assert found is None or len(found) == 0
+
+
+@given(fgsm=NUMBERS, pgd=NUMBERS)
+def test_flags(fgsm, pgd):
+    found = training.catastrophic_overfitting(fgsm, pgd)
+    assert found == (fgsm >= 0.5 and pgd < fgsm / 2)
+
+
+# --- and nothing is left out ---------------------------------------------------------------------
+
+# Fixed arguments, or none; what only checks or passes on; what the tests of another file fuzz.
+NOT_FUZZED = {
+    "attack_checks", "checking", "checks", "curve_checks", "smoothing_checks", "masked",  # homework
+    "homework", "cli", "cli_homework", "cli_inputs", "cli_smoothing", "cli_study",  # test_cli.py,
+    "cli_training", "processes", "files", "resume", "logs", "recipes",  # and their own
+}  # fmt: skip
+HELPERS = {
+    "unchanged", "available", "checkpoint_folder", "data_folder", "raw_bytes", "given_or_fresh",
+    "draw", "columns", "named", "is_fooled", "usable", "log_mean_softmax", "mean_cross_entropy",
+    "logits_of", "progress_bar",
+    "styled", "filled", "show", "as_given", "load_photo", "standing", "votes_for",
+    # figures of one fixed shape, drawn by the notebooks and test_figures.py
+    "perturbations", "norm_balls", "loss_surface", "danskin", "shifted_densities", "plane",
+    "regions", "vote", "sandwich",
+}  # fmt: skip
+
+
+def test_every_public_function_is_fuzzed():
+    files = sorted(Path(__file__).parent.glob("test_fuzz*.py"))
+    text = "\n".join(path.read_text() for path in files).partition("NOT_FUZZED = {")[0]
+    missing = []
+    for module in pkgutil.iter_modules(trustml_helpers.__path__):
+        if module.name in NOT_FUZZED:
+            continue
+        inside = importlib.import_module(f"trustml_helpers.{module.name}")
+        for name, value in vars(inside).items():
+            ours = inspect.isfunction(value) and value.__module__ == inside.__name__
+            public = ours and not name.startswith(("_", "check")) and name not in HELPERS
+            if public and not re.search(rf"\b{name}\b", text):
+                missing.append(f"{module.name}.{name}")
+    assert missing == []

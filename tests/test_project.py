@@ -78,6 +78,7 @@ def test_imports_go_down_the_list_only():
         "checking",
         "widgets",
         "smoothing_figures",
+        "lesson_figures",
         "figures",
         "certification",
         "execution",

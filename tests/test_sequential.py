@@ -269,3 +269,38 @@ def test_a_replay_uses_each_vote_once():
 def test_spending_refuses(count, alpha, name):
     with pytest.raises(ValueError, match=f"^{name}="):
         sequential.spending(count, alpha)
+
+
+def test_mass_that_is_dropped_counts_as_error():
+    """A boundary beyond all counts is crossed by nothing but what each look drops, 1e-25 twice."""
+    found = sequential.crossing_probability(0.5, [4, 8, 12], [5, 9, 13])
+    assert found == pytest.approx(6e-25, rel=1e-9)
+    assert sequential.crossing_probability(0.5, [4], [5]) == pytest.approx(2e-25, rel=1e-9)
+
+
+def test_a_boundary_must_fit_its_looks():
+    for sizes, success in (([5, 10], [4]), ([5, 10], [4.5, 8]), ([0, 10], [1, 8]),
+                           ([-5, 5], [1, 2]), ([5.5, 10], [4, 8]), ([10, 5], [4, 8])):  # fmt: skip
+        with pytest.raises(ValueError, match=r"sizes|success"):
+            sequential.crossing_probability(0.5, sizes, success)
+
+
+def test_counts_are_whole_numbers_and_a_single_one_is_a_batch_of_one():
+    plan = sequential.plan([0.6], 0.001, [50.0, 100.0])
+    assert plan.looks.dtype == plan.success.dtype == plan.futility.dtype == np.int64
+    single = sequential.replay(90, 100, plan, np.random.default_rng(0))
+    assert single.samples.shape == single.certified.shape == (1,)
+
+
+def test_beta_of_zero_never_gives_up_early():
+    plan = sequential.plan([0.6], 0.001, [50, 100], beta=0.0)
+    reach = plan.futility[0, :-1] + plan.looks[-1] - plan.looks[:-1]
+    assert (reach < plan.success[0, -1]).all()  # only where the last look is out of reach
+    with pytest.raises(ValueError, match="beta=-0"):
+        sequential.plan([0.6], 0.001, [50, 100], beta=-0.1)
+
+
+def test_looks_that_grow_without_bound_are_refused():
+    with pytest.raises(ValueError, match="growth=inf"):
+        sequential.looks(100, growth=math.inf)
+    assert sequential.looks(50).tolist() == [50]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trustml_helpers.bounds import check_counts
 from trustml_helpers.smoothing import SmoothedClassifier
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -72,10 +73,7 @@ def prepare(
     Raises:
         ValueError: for an unknown layout or dtype, or a callable that would have to be converted.
     """
-    for name, value, known in (("layout", execution.layout, LAYOUTS),
-                               ("dtype", execution.dtype, DTYPES)):  # fmt: skip
-        if value not in known:
-            raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}")
+    _check(execution)
     model = smoothed.base_classifier
     if execution == as_given(model, image)._replace(batch_size=execution.batch_size):
         return smoothed
@@ -89,6 +87,14 @@ def prepare(
         # One graph per batch shape: there are three (selection, estimation, the last batch).
         network.compile(dynamic=False)
     return SmoothedClassifier(network, smoothed.sigma, smoothed.num_classes)
+
+
+def _check(execution: Execution) -> None:
+    for name, value, known in (("layout", execution.layout, LAYOUTS),
+                               ("dtype", execution.dtype, DTYPES)):  # fmt: skip
+        if value not in known:
+            raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}")
+    check_counts(batch_size=execution.batch_size)
 
 
 def search(
@@ -120,7 +126,12 @@ def search(
     """
     model = smoothed.base_classifier
     start = as_given(model, image)
-    start = Execution(batch_size or 64, layout or start.layout, dtype or start.dtype)
+    start = Execution(
+        64 if batch_size is None else batch_size,
+        start.layout if layout is None else layout,
+        start.dtype if dtype is None else dtype,
+    )
+    _check(start)
     free = layout is None and isinstance(model, nn.Module)
     candidates = [start._replace(layout=name) for name in LAYOUTS] if free else [start]
     if batch_size is not None and len(candidates) == 1:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
@@ -31,9 +30,9 @@ if TYPE_CHECKING:
 
 # Okabe & Ito (2008), without yellow, which is too light for a line on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 PLATE = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}  # under words
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SIGNED = "PuOr_r"  # diverging, safe for the colour-blind: purple below zero, orange above
 STYLE: dict[Any, Any] = {
     "figure.dpi": 100,
@@ -61,6 +60,13 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
             return draw(*args, **kwargs)
 
     return wrapped
+
+
+def filled(**given: Any) -> None:
+    """Refuse what would leave nothing to draw."""
+    for name, values in given.items():
+        if len(values) == 0:
+            raise ValueError(f"{name} is empty: expected at least one")
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -127,6 +133,7 @@ def perturbations(
             ``(K,)``.
         label: the true class, hatched in the bar chart.
     """
+    filled(rows=rows)
     fig, grid = plt.subplots(
         len(rows), 4, figsize=(11, 2.9 * len(rows)), squeeze=False,
         gridspec_kw={"width_ratios": [1, 1.15, 1, 1.5]},
@@ -174,6 +181,7 @@ def pictures(
             its own symmetric scale.
         width: inches per image.
     """
+    filled(images=images)
     tall, wide = len(images), max(len(row) for row in images)
     left = 1.0 if row_names else 0.0
     size = (left + width * wide, (width + (0.35 if titles else 0.08)) * tall)
@@ -213,6 +221,11 @@ def curves(
         legend: matplotlib's position of the legend in each panel, or ``"outside"``.
         reference: names of lines that are no data, such as a level: thin, dark, without markers.
     """
+    filled(panels=panels)
+    for where, x, lines in panels:
+        for name, y in lines.items():
+            if len(y) != len(x):
+                raise ValueError(f"panels: {name!r} has {len(y)} values at {len(x)} {where}")
     names = list(dict.fromkeys(name for _, _, lines in panels for name in lines))
     names = [name for name in names if name not in reference]
     fig, grid = plt.subplots(
@@ -229,14 +242,14 @@ def curves(
                 continue
             look = names.index(name) % len(PALETTE)
             every = max(1, len(x) // 12)
-            axes.plot(x, y, label=name, color=PALETTE[look], linestyle=_LINES[look],
-                      marker=_MARKERS[look], markevery=every)  # fmt: skip
+            axes.plot(x, y, label=name, color=PALETTE[look], linestyle=LINES[look],
+                      marker=MARKERS[look], markevery=every)  # fmt: skip
         axes.set(xlabel=xlabel, ylabel=ylabel if k == 0 or ylim is None else "")
         if ylim is not None:
             axes.set_ylim(
                 ylim[0] - 0.02 * (ylim[1] - ylim[0]), ylim[1] + 0.02 * (ylim[1] - ylim[0])
             )
-        if logx:
+        if logx and _any_positive([x]):
             axes.set_xscale("log")
             if len(x) <= 10:  # the values themselves, not powers of ten between them
                 axes.xaxis.set_major_locator(FixedLocator(x))
@@ -244,7 +257,7 @@ def curves(
                 axes.xaxis.set_minor_locator(NullLocator())
         elif all(float(value).is_integer() for value in x):
             axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-        if logy:
+        if logy and _any_positive(lines.values()):
             axes.set_yscale("log")
             low, high = axes.get_ylim()
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
@@ -261,6 +274,11 @@ def curves(
     return fig
 
 
+def _any_positive(rows: Iterable[Sequence[float]]) -> bool:
+    """Without one, a logarithmic axis has no ticks, and matplotlib gives up."""
+    return any(0 < value < np.inf for row in rows for value in row)
+
+
 @styled
 def matrix(table: pd.DataFrame, *, xlabel: str = "", ylabel: str = "", note: str = "") -> Figure:
     """A table of shares in [0, 1] as annotated squares, in percent.
@@ -270,6 +288,7 @@ def matrix(table: pd.DataFrame, *, xlabel: str = "", ylabel: str = "", note: str
         xlabel, ylabel: what columns and rows are.
         note: a small line under the figure.
     """
+    filled(table=table)
     values = table.to_numpy(dtype=float)
     fig, axes = plt.subplots(figsize=(3.2 + 1.15 * values.shape[1], 1.6 + 0.55 * values.shape[0]))
     axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
@@ -288,213 +307,4 @@ def matrix(table: pd.DataFrame, *, xlabel: str = "", ylabel: str = "", note: str
     axes.xaxis.set_label_position("top")
     if note:
         fig.supxlabel(note, fontsize=10, color="0.3", style="italic")
-    return fig
-
-
-@styled
-def norm_balls(gradient: tuple[float, float], steps: Mapping[str, tuple[float, float]]) -> Figure:
-    """The unit balls of l-inf, l2 and l1 in the plane, and the best step in each.
-
-    Args:
-        gradient: the direction in which the loss grows.
-        steps: ``{"linf" | "l2" | "l1": the maximiser of gradient . step on the unit ball}``.
-    """
-    angle = np.linspace(0, 2 * np.pi, 200)
-    outlines = {
-        "linf": (np.array([1, 1, -1, -1, 1]), np.array([1, -1, -1, 1, 1])),
-        "l2": (np.cos(angle), np.sin(angle)),
-        "l1": (np.array([1, 0, -1, 0, 1]), np.array([0, -1, 0, 1, 0])),
-    }
-    symbols = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$"}
-    fig, grid = plt.subplots(1, len(steps), figsize=(3.6 * len(steps), 3.7), squeeze=False)
-    for axes, (name, step) in zip(grid[0], steps.items(), strict=True):
-        axes.fill(
-            *outlines[name], facecolor=PALETTE[4], alpha=0.3, edgecolor=PALETTE[0], linewidth=2
-        )
-        for vector, colour, text in (
-            (gradient, "black", "gradient"),
-            (step, PALETTE[1], "best step"),
-        ):
-            axes.annotate("", vector, (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour,
-                          "lw": 2.2, "linestyle": "--" if text == "gradient" else "-"})  # fmt: skip
-            axes.plot(
-                [], [], color=colour, linestyle="--" if text == "gradient" else "-", label=text
-            )
-        axes.set(title=symbols[name], xlim=(-1.5, 1.7), ylim=(-1.5, 1.7), aspect="equal",
-                 xlabel=r"pixel 1", ylabel=r"pixel 2")  # fmt: skip
-    grid[0, -1].legend(loc="lower right", fontsize=10, borderaxespad=0)
-    return fig
-
-
-@styled
-def loss_surface(
-    a: Sequence[float],
-    b: Sequence[float],
-    loss: Tensor,
-    correct: Tensor,
-    *,
-    labels: tuple[str, str],
-    marks: Mapping[str, tuple[float, float]] | None = None,
-) -> Figure:
-    """A loss over a plane through an image: level lines, a relief, and where the label is right.
-
-    Args:
-        a, b: coordinates along the two directions, lengths m and n.
-        loss: ``(m, n)``, loss[i, j] at ``a[i], b[j]``.
-        correct: bool ``(m, n)``, whether the label is right there.
-        labels: what the two directions are.
-        marks: points to mark, by name.
-    """
-    fig = plt.figure(figsize=(10.5, 4))
-    flat, relief = fig.add_subplot(1, 2, 1), fig.add_subplot(1, 2, 2, projection="3d")
-    horizontal, vertical = np.meshgrid(np.asarray(a), np.asarray(b), indexing="ij")
-    height = loss.numpy()
-    filled = flat.contourf(horizontal, vertical, height, levels=14, cmap="cividis")
-    if bool(correct.any()) and not bool(correct.all()):
-        border = correct.numpy().astype(float)
-        flat.contour(
-            horizontal,
-            vertical,
-            border,
-            levels=[0.5],
-            colors="white",
-            linewidths=2.5,
-            linestyles="--",
-        )
-        flat.plot([], [], color="white", linestyle="--", label="label changes")
-    for k, (name, point) in enumerate((marks or {}).items()):
-        look: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 11}
-        flat.plot(*point, _MARKERS[k], linestyle="none", label=name, **look)
-    flat.set(xlabel=labels[0], ylabel=labels[1])
-    flat.grid(visible=False)
-    # Dark as the smallest loss: the marks are white.
-    dark = plt.get_cmap("cividis")(0)
-    flat.legend(loc="upper left", fontsize=10, facecolor=dark, labelcolor="white", frameon=True)
-    fig.colorbar(filled, ax=flat).ax.set_title("loss", fontsize=10)
-    relief.plot_surface(horizontal, vertical, height, cmap="cividis", linewidth=0)
-    relief.set(xlabel="attack direction", ylabel="random direction", zlabel="cross-entropy")
-    relief.view_init(elev=28, azim=-125)
-    return fig
-
-
-@styled
-def danskin(
-    theta: Sequence[float],
-    members: Mapping[str, Sequence[float]],
-    envelope: Sequence[float],
-    at: float,
-    tangent: tuple[float, float],
-    maximiser: str,
-) -> Figure:
-    """A family of losses, their maximum, and the tangent that Danskin's theorem gives.
-
-    Args:
-        theta: parameter values.
-        members: the loss as a function of theta for a few fixed perturbations, by name.
-        envelope: the maximum over all perturbations.
-        at: where the tangent is drawn.
-        tangent: value and slope there, taken from the maximising perturbation alone.
-        maximiser: name of that perturbation.
-    """
-    fig, axes = plt.subplots(figsize=(7.6, 4.4))
-    x = np.asarray(theta)
-    for k, (name, y) in enumerate(members.items()):
-        axes.plot(
-            x, y, color=PALETTE[k % 5], linestyle=_LINES[1 + k % 5], linewidth=1.6, label=name
-        )
-    axes.plot(x, envelope, color="black", linewidth=3.2, label=r"$\max_\delta$ Loss")
-    value, slope = tangent
-    near = x[np.abs(x - at) < 0.3 * (x[-1] - x[0]) / 2]
-    axes.plot(near, value + slope * (near - at), color=PALETTE[5], linewidth=4)
-    axes.plot([at], [value], "o", color=PALETTE[5], markersize=11, markeredgecolor="black",
-              label=f"slope {slope:+.2f}, from {maximiser}")  # fmt: skip
-    low, high = float(np.min(envelope)), float(np.max(envelope))
-    axes.set(
-        xlabel=r"parameter $\theta$", ylabel="loss", ylim=(low - 0.6 * (high - low), high * 1.05)
-    )
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=11)
-    return fig
-
-
-@styled
-def shifted_densities(
-    t: Sequence[float],
-    densities: Mapping[str, Sequence[float]],
-    share: Sequence[float],
-    *,
-    xlabel: str,
-    marks: Mapping[str, float] | None = None,
-    places: Mapping[str, float] | None = None,
-) -> Figure:
-    """Densities on a line and, below them, the share of each place that a classifier calls A.
-
-    Args:
-        t: positions, ``(m,)``.
-        densities: by name.
-        share: f, in [0, 1], at each position.
-        xlabel: what the line is.
-        marks: vertical lines, by name.
-        places: named points of the line, marked on its axis.
-    """
-    fig, (top, low) = plt.subplots(
-        2, 1, figsize=(8, 4.6), sharex=True, gridspec_kw={"height_ratios": [3, 1]}
-    )
-    for k, (name, values) in enumerate(densities.items()):
-        top.plot(t, values, color=PALETTE[k], linestyle=_LINES[k], label=name)
-    low.fill_between(t, share, step="mid", color=PALETTE[4], hatch="//", edgecolor=PALETTE[0])
-    for k, (name, place) in enumerate((marks or {}).items()):
-        for axes in (top, low):
-            axes.axvline(place, color="black", linestyle=_LINES[3 + k], linewidth=1.5)
-        top.plot([], [], color="black", linestyle=_LINES[3 + k], linewidth=1.5, label=name)
-    top.set(ylabel="density")
-    top.legend(fontsize=11)
-    low.set(xlabel=xlabel, ylabel="called A", ylim=(0, 1.05))
-    for name, place in (places or {}).items():
-        low.plot(place, 0, "^", color="black", markersize=9, clip_on=False, zorder=5)
-        low.annotate(name, (place, 0), (0, 9), textcoords="offset points", ha="center",
-                     fontsize=12, bbox=PLATE)  # fmt: skip
-    return fig
-
-
-@styled
-def plane(
-    edges: tuple[Sequence[float], Sequence[float]],
-    panels: Mapping[str, Any],
-    *,
-    centres: Mapping[str, tuple[float, float]],
-    sigma: float,
-    border: tuple[tuple[float, float], float] | None = None,
-) -> Figure:
-    """Shares in [0, 1] on the cells of a plane, with level sets of Gaussians drawn over them.
-
-    Args:
-        edges: finite edges of the shown cells along both axes, lengths m + 1 and n + 1.
-        panels: by title, ``(m, n)`` arrays: the share of each cell that is called A.
-        centres: of the Gaussians, by name, marked; circles at sigma and 2 sigma around each.
-        sigma: their standard deviation.
-        border: a vector, drawn as an arrow from the origin, and the distance at which a dashed line
-            crosses its direction at right angles.
-    """
-    fig, grid = plt.subplots(1, len(panels), figsize=(4.6 * len(panels) + 0.6, 4.4), squeeze=False)
-    angle = np.linspace(0, 2 * np.pi, 100)
-    for axes, (title, values) in zip(grid[0], panels.items(), strict=True):
-        shown = axes.pcolormesh(*edges, np.asarray(values).T, cmap="Blues", vmin=0, vmax=1)
-        for k, (name, (a, b)) in enumerate(centres.items()):
-            look = ("white", PALETTE[1])[k % 2]
-            axes.plot(a, b, _MARKERS[k], color=look, markeredgecolor="black", label=name,
-                      linestyle="none", markersize=9)  # fmt: skip
-            edge = [patheffects.withStroke(linewidth=3.5, foreground="black")]  # seen on any ground
-            for radius in (sigma, 2 * sigma):
-                axes.plot(a + radius * np.cos(angle), b + radius * np.sin(angle), color=look,
-                          linewidth=1.8, path_effects=edge)  # fmt: skip
-        if border is not None:
-            normal = np.array(border[0]) / np.hypot(*border[0])
-            foot, along = border[1] * normal, np.array([-normal[1], normal[0]])
-            axes.axline(foot, foot + along, color="black", linestyle="--", linewidth=2)
-            axes.annotate("", border[0], (0, 0), arrowprops={"arrowstyle": "->", "linewidth": 2})
-        axes.set(title=title, aspect="equal", xlim=edges[0][:: len(edges[0]) - 1],
-                 ylim=edges[1][:: len(edges[1]) - 1])  # fmt: skip
-        axes.grid(visible=False)
-    grid[0, 0].legend(fontsize=10, loc="lower left", frameon=True)
-    fig.colorbar(shown, ax=grid[0, -1], label="share called A", shrink=0.8)
     return fig

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from trustml_helpers.figures import PALETTE, PLATE, curves, styled
+from trustml_helpers.figures import PALETTE, PLATE, curves, filled, styled
 
 _HATCHES = ("", "//", "..", "xx", "--")
 
@@ -44,6 +44,7 @@ def regions(axis: Sequence[float], panels: Mapping[str, Any]) -> Figure:
         axis: coordinates along both axes, ``(m,)``.
         panels: by title, classes ``(m, m)``, the first index along the horizontal axis.
     """
+    filled(panels=panels)
     fig, grid = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.3), squeeze=False)
     for axes, (title, classes) in zip(grid[0], panels.items(), strict=True):
         _regions(axes, axis, classes, title)

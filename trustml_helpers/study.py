@@ -8,7 +8,7 @@ made on validation images; the test set is certified once per network.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -163,19 +163,18 @@ def summarise(folder: Path) -> pd.DataFrame:
 
     published = pd.read_csv(data_folder() / "published" / "mnist_acr.csv")
     rows = []
-    for path in sorted(folder.glob("*_n*.tsv")):
-        key, _, n = path.stem.rpartition("_n")
+    for path, key, n in _logs(folder):
         method, sigma, seed = _parse(key)
         one, two = read_log(path, "one_class"), read_log(path, "two_class")
         acr, error = average_certified_radius(one)
         acr_two, error_two = average_certified_radius(two)
-        row = {"method": method, "sigma": sigma, "seed": seed, "n": int(n), "images": len(one),
+        row = {"method": method, "sigma": sigma, "seed": seed, "n": n, "images": len(one),
                "acr": acr, "se": error, "acr_two": acr_two, "se_two": error_two,
                "abstained": float((one["predict"] == ABSTAIN).mean())}  # fmt: skip
         column = {500: "acr_every_20th", 10_000: "acr"}.get(len(one))
-        if int(n) != 100_000:
+        if n != 100_000:
             alpha = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["alpha"]
-            row["predicted"] = predict_acr(one, sigma, int(n), alpha, 100_000)
+            row["predicted"] = predict_acr(one, sigma, n, alpha, 100_000)
         known = published[(published.method == NAMES[method]) & (published.sigma == sigma)]
         if column and len(known):
             row["published"] = float(known[column].iloc[0])
@@ -244,7 +243,7 @@ def draw(folder: Path) -> dict[str, Figure]:
 
     drawn: dict[str, Figure] = {}
     radii = (0.02 * np.arange(1, 201)).tolist()
-    for n in sorted({int(path.stem.rpartition("_n")[2]) for path in folder.glob("*_n*.tsv")}):
+    for n in sorted({n for _, _, n in _logs(folder)}):
         panels, titles = [], []
         for sigma, lines in curves(folder, radii, n=n).items():
             end = sum(radius <= 4 * sigma for radius in radii)  # n = 100,000 ends at 3.8 sigma
@@ -262,6 +261,15 @@ def draw(folder: Path) -> dict[str, Figure]:
             table, xlabel="certified with", note="certified accuracy in % at radius 0.5"
         )
     return drawn
+
+
+def _logs(folder: Path) -> Iterator[tuple[Path, str, int]]:
+    """Every log of a study, what its name begins with, and its n."""
+    for path in sorted(folder.glob("*_n*.tsv")):
+        key, _, n = path.stem.rpartition("_n")
+        if not n.isdecimal():
+            raise ValueError(f"{path.name}: expected METHOD_SIGMA_nN.tsv with a whole number N")
+        yield path, key, int(n)
 
 
 def _parse(key: str) -> tuple[str, float, int]:

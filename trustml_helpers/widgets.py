@@ -19,7 +19,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from trustml_helpers import attacks, bounds, figures, smoothing, smoothing_figures, theory
+from trustml_helpers import (
+    attacks,
+    bounds,
+    figures,
+    lesson_figures,
+    smoothing,
+    smoothing_figures,
+    theory,
+)
 from trustml_helpers.models import predict, unchanged
 
 Draw = Callable[..., tuple[Figure, str]]
@@ -259,7 +267,7 @@ def danskin_explorer(
         worst = int(values.argmax())
         (slope,) = torch.autograd.grad(values[worst], point)
         name = rf"$\delta^*={deltas[worst]:+.2f}$"
-        figure = figures.danskin(
+        figure = lesson_figures.danskin(
             thetas.tolist(), members, envelope.tolist(), theta,
             (float(values[worst].detach()), float(slope)), name,
         )  # fmt: skip
