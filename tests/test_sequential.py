@@ -159,7 +159,7 @@ def evidence(p, k, n):
             / mpmath.quad(weight, [mpmath.mpf(p), 1]))  # fmt: skip
 
 
-@pytest.mark.parametrize(("k", "n"), [(7, 10), (45, 50), (90, 100), (30, 100)])
+@pytest.mark.parametrize(("k", "n"), [(7, 10), (45, 50), (90, 100), (30, 100), (1, 4)])
 @pytest.mark.parametrize("alpha", [0.05, 0.001])
 def test_the_anytime_bound_is_where_the_evidence_is_enough(k, n, alpha):
     found = float(sequential.anytime_lower_bound(k, n, alpha))
@@ -274,8 +274,8 @@ def test_spending_refuses(count, alpha, name):
 def test_mass_that_is_dropped_counts_as_error():
     """A boundary beyond all counts is crossed by nothing but what each look drops, 1e-25 twice."""
     found = sequential.crossing_probability(0.5, [4, 8, 12], [5, 9, 13])
-    assert found == pytest.approx(6e-25, rel=1e-9)
-    assert sequential.crossing_probability(0.5, [4], [5]) == pytest.approx(2e-25, rel=1e-9)
+    assert found == pytest.approx(6e-25, rel=1e-9, abs=0)
+    assert sequential.crossing_probability(0.5, [4], [5]) == pytest.approx(2e-25, rel=1e-9, abs=0)
 
 
 def test_a_boundary_must_fit_its_looks():
@@ -304,3 +304,7 @@ def test_looks_that_grow_without_bound_are_refused():
     with pytest.raises(ValueError, match="growth=inf"):
         sequential.looks(100, growth=math.inf)
     assert sequential.looks(50).tolist() == [50]
+
+
+def test_looks_that_hardly_grow_go_up_one_by_one():
+    assert sequential.looks(9, first=1, growth=1.01).tolist() == list(range(1, 10))

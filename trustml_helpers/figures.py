@@ -255,6 +255,7 @@ def curves(
                 axes.xaxis.set_major_locator(FixedLocator(x))
                 axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
                 axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_minor_formatter(NullFormatter())  # no labels, which take long to place
         elif all(float(value).is_integer() for value in x):
             axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if logy and _any_positive(lines.values()):
