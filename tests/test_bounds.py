@@ -193,3 +193,16 @@ def test_where_scipy_gives_up_the_trivial_bound_stays(alpha):
     assert ((upper <= 1) & (upper >= k / n)).all()
     assert (np.diff(lower[10:]) > 0).all()
     assert lower[-1] == pytest.approx(alpha ** (1 / n), rel=1e-12)
+
+
+def test_float32_is_computed_in_float64():
+    """Seven digits could round a radius up."""
+    a, b = np.float32([0.9, 0.999, 0.6]), np.float32([0.05, 0.0005, 0.3])
+    found = bounds.two_class_radius(a, b, np.float32(0.3))
+    wide = [v.astype(np.float64) for v in (a, b)]
+    assert found.dtype == np.float64
+    assert found.tolist() == bounds.two_class_radius(*wide, float(np.float32(0.3))).tolist()
+    assert bounds.certified_radius(a, 1).tolist() == bounds.certified_radius(wide[0], 1).tolist()
+    assert bounds.two_class_radius(a, wide[1], 1).tolist() == (
+        bounds.two_class_radius(wide[0], b, 1).tolist()
+    )

@@ -288,6 +288,10 @@ def test_a_boundary_must_fit_its_looks():
 def test_counts_are_whole_numbers_and_a_single_one_is_a_batch_of_one():
     plan = sequential.plan([0.6], 0.001, [50.0, 100.0])
     assert plan.looks.dtype == plan.success.dtype == plan.futility.dtype == np.int64
+    narrow = np.float32([0.61])
+    assert sequential.plan(narrow, 0.001, [50]) is (
+        sequential.plan(narrow.astype(np.float64), 0.001, [50])
+    )
     single = sequential.replay(90, 100, plan, np.random.default_rng(0))
     assert single.samples.shape == single.certified.shape == (1,)
 

@@ -194,3 +194,21 @@ def test_the_true_radius_has_the_unit_of_the_noise(exponent):
 
 def test_a_small_ball_in_high_dimension_is_never_seen():
     assert theory.ball_true_radius(1.0, 1.0, 100) == 0.0
+
+
+def test_float32_is_computed_in_float64():
+    edges = np.float32([-1.1, 0.3, 2.7])
+    wide = edges.astype(np.float64)
+    assert theory.cell_masses(edges, 0.1, 0.7).tolist() == (
+        theory.cell_masses(wide, 0.1, 0.7).tolist()
+    )
+    away = np.float32([0.3, 1.7])
+    assert theory.ball_probability(away, 1.5, 0.5, 3).tolist() == (
+        theory.ball_probability(away.astype(np.float64), 1.5, 0.5, 3).tolist()
+    )
+    p = np.float32([0.25, 0.25, 0.5])
+    q = np.float32([0.5, 0.375, 0.125])
+    for function in (theory.neyman_pearson, theory.worst_case_classifier):
+        f, worst = function(p, q, 0.6)
+        assert f.dtype == np.float64
+        assert worst == pytest.approx(0.125 + 0.1 / 0.25 * 0.375, abs=1e-9)

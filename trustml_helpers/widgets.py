@@ -350,7 +350,7 @@ def smoothing_explorer(model: Any, *, num_classes: int, extent: float = 2.0) -> 
             axis.tolist(), classes, (x, y), sigma, (counts / n).tolist(), marks
         )
         says = (
-            f"At ({x:.1f}, {y:.1f}) with sigma {sigma:.2f} and {n} samples: class {top} has "
+            f"At ({x:.2f}, {y:.2f}) with sigma {sigma:.2f} and {n} samples: class {top} has "
             f"{counts[top] / n:.1%} of the votes, its probability is at least {p_a:.3f}; "
             f"class {second} has {counts[second] / n:.1%}, at most {p_b:.3f}."
         )
