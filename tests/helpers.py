@@ -4,7 +4,9 @@ of odd arguments."""
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import signal
 import subprocess
 import sys
 import warnings
@@ -72,9 +74,18 @@ def assert_same(before: dict[str, object], after: dict[str, object]) -> None:
 
 
 def torchrun(*words):
-    """Two processes on this machine, one thread each."""
+    """Two processes on this machine, one thread each; if they hang, all of them are ended."""
     code = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.run([*code, *map(str, words)], capture_output=True, text=True, timeout=240)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(
+        [*code, *map(str, words)], **streams, start_new_session=True
+    ) as launcher:  # fmt: skip
+        try:
+            out, err = launcher.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            os.killpg(launcher.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(launcher.args, launcher.returncode, out, err)
 
 
 def sphinx_pages(folder, script, *options):
