@@ -35,7 +35,7 @@ class Linear(nn.Module):
 
 
 class Awkward(nn.Module):
-    """BatchNorm (one frozen), dropout, a counting buffer, stale gradients: easy to disturb."""
+    """BatchNorm (one frozen), dropout, buffers, stale gradients: easy to disturb."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,9 +45,11 @@ class Awkward(nn.Module):
         self.drop = nn.Dropout(0.5)
         self.head = nn.LazyLinear(3)
         self.register_buffer("calls", torch.zeros(1))
+        self.register_buffer("seen", torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
+        self.seen = 0.9 * self.seen + x.detach().mean()  # another tensor in its place
         return self.head(self.drop(self.body(x).flatten(1)))
 
 

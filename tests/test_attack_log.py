@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from helpers import Linear
 
-from trustml_helpers import attack_log, attacks, models
+from trustml_helpers import attack_log, attacks, models, robustness
 
 
 @pytest.fixture
@@ -115,3 +116,91 @@ def test_another_network_and_damaged_files_are_refused(case, tmp_path):
     with pytest.raises(ValueError, match="20, 19 and 20"):
         run(model, x, y[:19], make, tmp_path / "c.csv")
     assert not (tmp_path / "c.json").exists()
+
+
+def test_other_images_or_labels_are_refused(case, tmp_path):
+    """Of the same number; logs that do not say which they were made of go on."""
+    model, x, y = case
+    path = tmp_path / "a.csv"
+    log = run(*case, make, path)
+    for images, labels in ((x.flip(0), y), (x, 1 - y)):
+        with pytest.raises(ValueError, match=r"a\.csv was made with other images or labels"):
+            run(model, images, labels, make, path)
+    pd.testing.assert_frame_equal(attack_log.read_attack_log(path), log)
+    about = json.loads((tmp_path / "a.json").read_text())
+    del about["images_sha256"]
+    (tmp_path / "a.json").write_text(json.dumps(about))
+    pd.testing.assert_frame_equal(run(*case, make, path), log)
+
+
+def test_an_attack_may_be_called_by_a_number(case, tmp_path):
+    model, x, y = case
+    weak = {"0.1": partial(attacks.fgsm, eps=0.1)}
+    y = models.predict(model, x)
+    log = run(model, x, y, lambda _: weak, tmp_path / "a.csv")
+    falls = log["broken_by"] == "0.1"
+    strong = x[falls.tolist()], y[falls.tolist()]
+    run(model, *strong, lambda _: weak, tmp_path / "b.csv")  # all rows say 0.1
+    read = attack_log.read_attack_log(tmp_path / "b.csv")
+    assert read["broken_by"].tolist() == ["0.1"] * falls.sum() != []
+    assert attack_log.summary(read, ["0.1"]) == {"clean": 1.0, "0.1": 0.0}
+    again = run(model, *strong, lambda _: weak, tmp_path / "b.csv")
+    assert again["broken_by"].tolist() == read["broken_by"].tolist()
+
+
+@pytest.mark.parametrize("name", ["", "clean", "worst case"])
+def test_names_that_stand_for_something_else_are_refused(case, tmp_path, name):
+    model, x, y = case
+    named = {"FGSM": partial(attacks.fgsm, eps=0.1), name: partial(attacks.fgsm, eps=0.2)}
+    for call in (
+        lambda: robustness.broken_by(model, x, y, named),
+        lambda: robustness.attack_matrix({"net": model}, named, x, y),
+        lambda: run(model, x, y, lambda _: named, tmp_path / "a.csv"),
+        lambda: attack_log.summary(pd.DataFrame({"broken_by": [""]}), [name]),
+    ):
+        with pytest.raises(ValueError, match=f"attacks: one is called '{name}'.*; rename it"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.json", "a", "run_0.5"])
+def test_a_name_whose_settings_would_overwrite_others_is_refused(case, tmp_path, name):
+    with pytest.raises(ValueError, match=r"path=.*: expected the name of a log with a suffix"):
+        run(*case, make, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_json_of_something_else_is_not_overwritten(case, tmp_path):
+    path, sidecar = tmp_path / "mine.csv", tmp_path / "mine.json"
+    for text in ('{"architecture": "LeNet", "sigma": 0.25}', "null", "[]", "{"):
+        sidecar.write_text(text)
+        with pytest.raises(ValueError, match=r"mine\.json .*another path"):
+            run(*case, make, path)
+        assert sidecar.read_text() == text
+        assert not path.exists()
+    sidecar.unlink()
+    whole = run(*case, make, path)
+    path.unlink()  # as a kill during the first batch leaves it
+    pd.testing.assert_frame_equal(run(*case, make, path), whole)
+    for text in ("null", "[1]"):
+        sidecar.write_text(text)
+        with pytest.raises(ValueError, match=r"mine\.csv exists, but cannot be used .*rename it"):
+            run(*case, make, path)
+
+
+def test_numbers_of_numpy_are_recorded_as_numbers(case, tmp_path):
+    odd = {"seed": np.int64(1), "batch_size": np.int64(4), "numbers": np.arange(20)}
+    run(*case, make, tmp_path / "a.csv", **odd)
+    log = run(*case, make, tmp_path / "a.csv", **odd)
+    assert log["idx"].tolist() == list(range(20))
+    for name, value in (("seed", 1.0), ("batch_size", 4.5), ("numbers", [0.5] * 20)):
+        with pytest.raises(ValueError, match=f"{name}=.*: expected a whole number"):
+            run(*case, make, tmp_path / "b.csv", **{name: value})
+    with pytest.raises(ValueError, match=r"about=.*: expected what JSON can hold"):
+        run(*case, make, tmp_path / "b.csv", about={"eps": torch.tensor(0.1)})
+    assert not list(tmp_path.glob("b*"))
+
+
+def test_a_table_without_names_of_attacks():
+    with pytest.raises(ValueError, match="log lacks the column broken_by"):
+        attack_log.summary(pd.DataFrame({"idx": [0]}), ["PGD"])

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from trustml_helpers import bounds, certification
-from trustml_helpers.certification import audit_log, predict_acr
+from trustml_helpers.certification import LogError, audit_log, predict_acr
 
 
 def made(alpha, n, sigma, printed, *, rows=300, seed=0):
@@ -104,6 +104,17 @@ def test_logs_with_few_rows_or_none():
     nothing = log.assign(radius=0.0, predict=-1, correct=0)
     assert len(audit_log(nothing, 0.5).fits) == 15  # nothing was claimed: everything fits
     assert audit_log(nothing, 0.5).inconsistent == ()
+
+
+def test_what_is_missing_may_be_far_away():
+    log = made(0.001, 1000, 0.5, floored, rows=4)
+    apart = log.assign(idx=[0, 1, 1_000_000, 1_000_001])
+    assert audit_log(apart, 0.5).missing == tuple(range(2, 1_000_000))
+    with pytest.raises(LogError, match=r"idx from 0 to 3000000000000 in steps of 1 .* remove"):
+        audit_log(log.assign(idx=[0, 1, 2, 3_000_000_000_000]), 0.5)
+    assert audit_log(log.assign(idx=[0, 10**12, 2 * 10**12, 4 * 10**12]), 0.5).missing == (
+        3 * 10**12,
+    )
 
 
 def counted(k, n):

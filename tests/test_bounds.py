@@ -206,3 +206,10 @@ def test_float32_is_computed_in_float64():
     assert bounds.two_class_radius(a, wide[1], 1).tolist() == (
         bounds.two_class_radius(wide[0], b, 1).tolist()
     )
+
+
+def test_no_bound_promises_certainty():
+    """Where alpha is so near 1 that alpha ** (1 / n) rounds to 1, the radius stays finite."""
+    bound = bounds.lower_conf_bound(10, 10, 1 - 2.0**-53)
+    assert bound < 1
+    assert np.isfinite(bounds.certified_radius(bound, 1.0))

@@ -556,3 +556,142 @@ def test_other_images_or_labels_are_refused(case, tmp_path):
         smoothed, images[3:5], labels[3:5], path, numbers=[3, 4], **settings
     )
     assert some["idx"].tolist() == [2, 3, 4]
+
+
+def test_parts_without_their_log_are_refused(case, tmp_path):
+    """What a killed run left, whose log was deleted: other settings must not take its rows."""
+    path = tmp_path / "log.tsv"
+    certification.certify_dataset(*case, path, **SETTINGS)
+    part = path.with_name("log.tsv.part0")
+    path.rename(part)
+    for sidecar in (True, False):
+        before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+        with pytest.raises(
+            LogError, match=r"log\.tsv\.part0: rows of an earlier run .*remove them"
+        ):
+            certification.certify_dataset(*case, path, **(SETTINGS | {"n": 61 - sidecar}))
+        assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+        path.with_suffix(".json").unlink(missing_ok=True)
+    part.unlink()
+    certification.certify_dataset(*case, path, **(SETTINGS | {"n": 61}))
+
+
+@pytest.mark.parametrize("name", ["log.json", "log", "run_0.25", "log.JSON", "log."])
+def test_a_name_whose_settings_would_overwrite_others_is_refused(case, tmp_path, name):
+    with pytest.raises(ValueError, match=r"path=.*: expected the name of a log with a suffix"):
+        certification.certify_dataset(*case, tmp_path / name, **SETTINGS)
+    assert not list(tmp_path.iterdir())
+    path = tmp_path / name
+    path.write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t3\t3\t0.7\t1\t0.1\n")
+    if not name.lower().endswith("json"):
+        (tmp_path / "run_0.json").write_text('{"sigma": 9, "n": 100, "alpha": 0.01}')
+        with pytest.raises(LogError, match="expected the name of a log with a suffix"):
+            certification.read_log(path, "one_class")
+    assert len(certification.read_log(path)) == 1
+
+
+def test_the_json_of_something_else_is_not_overwritten(case, tmp_path):
+    path, sidecar = tmp_path / "mine.tsv", tmp_path / "mine.json"
+    certification.certify_dataset(*case, tmp_path / "other.tsv", **(SETTINGS | {"n": 61}))
+    foreign = (tmp_path / "other.json").read_text()
+    for text in ('{"architecture": "LeNet", "sigma": 0.25}', "null", "[]", "{", foreign):
+        sidecar.write_text(text)
+        with pytest.raises(LogError, match=r"use another path than .*mine\.tsv, or remove it"):
+            certification.certify_dataset(*case, path, **SETTINGS)
+        assert sidecar.read_text() == text
+        assert not path.exists()
+
+
+def test_a_run_killed_between_its_settings_and_its_log_goes_on(case, tmp_path):
+    """As recorded, though the log is not there yet; and not with other images."""
+    smoothed, images, labels = case
+    path, whole = tmp_path / "log.tsv", tmp_path / "whole.tsv"
+    certification.certify_dataset(*case, whole, **SETTINGS, batch_size=48)
+    certification.certify_dataset(*case, path, **SETTINGS, batch_size=48)
+    path.unlink()
+    about = path.with_suffix(".json").read_text()
+    certification.certify_dataset(*case, path, **SETTINGS)
+    assert rows(path) == rows(whole)
+    assert path.with_suffix(".json").read_text() == about
+    path.unlink()
+    with pytest.raises(LogError, match="other images"):
+        certification.certify_dataset(smoothed, images.flip(0), labels.flip(0), path, **SETTINGS)
+
+
+@pytest.mark.parametrize("change", [{"image": [1]}, {"image_sha256": None}, {"batch_size": "a"},
+                                    {"batch_size": None}, {"layout": 3}])  # fmt: skip
+def test_settings_that_a_hand_has_changed(case, tmp_path, change):
+    path = tmp_path / "log.tsv"
+    certification.certify_dataset(*case, path, indices=[0], **SETTINGS)
+    sidecar = path.with_suffix(".json")
+    about = json.loads(sidecar.read_text())
+    (name,) = change
+    sidecar.write_text(json.dumps(about | change))
+    with pytest.raises(LogError, match=rf"log\.json has {name}=.*: use another path"):
+        certification.certify_dataset(*case, path, **SETTINGS)
+    del about["image_sha256"]
+    sidecar.write_text(json.dumps(about))
+    with pytest.raises(LogError, match=r"log\.json lacks image_sha256: use another path"):
+        certification.certify_dataset(*case, path, **SETTINGS)
+    del about["image"]  # as the first logs of this package were
+    sidecar.write_text(json.dumps(about))
+    assert len(certification.certify_dataset(*case, path, **SETTINGS)) == 8
+
+
+def test_settings_that_are_no_object(case, tmp_path):
+    path = tmp_path / "log.tsv"
+    certification.certify_dataset(*case, path, indices=[0], **SETTINGS)
+    for text in ("[]", "null", "7"):
+        path.with_suffix(".json").write_text(text)
+        with pytest.raises(LogError, match=r"log\.json cannot be read \(expected names"):
+            certification.certify_dataset(*case, path, **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("call", "column"),
+    [
+        (lambda log: certification.certified_accuracy(log, [0]), "correct"),
+        (lambda log: certification.certified_accuracy(log, [0]), "radius"),
+        (certification.average_certified_radius, "radius"),
+        (lambda log: certification.summary({"a": log}, [0]), "predict"),
+        (lambda log: certification.rebound(log, 0.25, 60, 0.01), "predict"),
+        (lambda log: certification.rebound(log, 0.25, 60, 0.01), "label"),
+        (lambda log: certification.audit_log(log, 0.25), "idx"),
+        (lambda log: certification.audit_log(log, 0.25), "correct"),
+        (lambda log: certification.predict_acr(log, 0.25, 60, 0.01, 100), "label"),
+    ],
+)
+def test_a_table_without_a_column_is_refused_by_its_name(case, tmp_path, call, column):
+    log = certification.certify_dataset(*case, tmp_path / "log.tsv", **SETTINGS)
+    with pytest.raises(ValueError, match=f"log( a)? lacks the column {column}: expected a log"):
+        call(log.drop(columns=column))
+
+
+def test_numbers_of_numpy_are_recorded_as_numbers(case, tmp_path):
+    path, whole = tmp_path / "log.tsv", tmp_path / "whole.tsv"
+    odd = {"n0": np.int64(20), "n": np.int32(60), "alpha": np.float32(0.01), "seed": np.int64(1)}
+    odd |= {"batch_size": np.int64(32), "compiled": np.bool_(False), "progress": False}
+    certification.certify_dataset(*case, path, indices=[0], **odd)
+    certification.certify_dataset(*case, path, **odd)
+    same = SETTINGS | {"alpha": float(np.float32(0.01)), "seed": 1, "batch_size": 32}
+    certification.certify_dataset(*case, whole, **same)
+    assert rows(path) == rows(whole)
+    assert path.with_suffix(".json").read_text() == whole.with_suffix(".json").read_text()
+    for name, value in (("n", 1e2), ("n0", "20"), ("seed", 1.0), ("batch_size", 2.5)):
+        with pytest.raises(ValueError, match=rf"{name}=.*: expected a whole number"):
+            certification.certify_dataset(*case, tmp_path / "x.tsv", **(SETTINGS | {name: value}))
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_a_log_that_came_meanwhile_is_not_overwritten(case, tmp_path, monkeypatch):
+    path, search = tmp_path / "log.tsv", certification.execution.search
+
+    def slow(*args, **named):
+        monkeypatch.undo()
+        certification.certify_dataset(*case, path, **SETTINGS)
+        return search(*args, **named)
+
+    monkeypatch.setattr(certification.execution, "search", slow)
+    with pytest.raises(LogError, match="written meanwhile: start again"):
+        certification.certify_dataset(*case, path, **SETTINGS)
+    assert len(certification.read_log(path)) == 8

@@ -153,3 +153,24 @@ def test_what_a_message_compares():
     assert checking.integer(torch.tensor(3), "an int") == 3
     with pytest.raises(checking.Wrong, match=r"returns 0\.5"):
         checking.integer(0.5, "an int")
+
+
+class Ends:
+    """No number, and asking for one ends the process."""
+
+    def __float__(self):
+        sys.exit(3)
+
+
+@pytest.mark.parametrize("answer", [lambda *_: sys.exit(3), lambda *_: Ends()])
+def test_an_answer_cannot_end_the_grading(answer, capsys):
+    assert checks.score(4, checks.two_class_radius, answer, seed=0) == 0
+    assert "SystemExit" in capsys.readouterr().out
+
+
+def test_who_grades_can_end_it():
+    def answer(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checks.score(4, checks.two_class_radius, answer, seed=0)

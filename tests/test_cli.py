@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -353,12 +354,27 @@ def own(tmp_path, monkeypatch):
     np.savez("bytes.npz", images=np.round(255 * x).astype(np.uint8), labels=labels)
     np.savez("grey.npz", images=255 * x, labels=labels)
     np.savez("half.npz", images=x)
+    np.savez("cut.npz", images=x, labels=labels + 0.7)
+    np.savez("complex.npz", images=x + 1j, labels=labels)
+    np.savez("text.npz", images=x, labels=labels.astype(str))
+    np.savez("empty.npz", images=x[:0], labels=labels[:0])
+    np.savez("floats.npz", images=x, labels=labels.astype(float))
+    np.save("bare.npy", x)
+    Path("bare.npy").rename("bare.npz")
+    np.savez_compressed("damaged.npz", images=x, labels=labels)
+    raw = bytearray(Path("damaged.npz").read_bytes())
+    start = 30 + len("images.npy") + raw[28]  # of the compressed stream, behind its header
+    raw[start] = 0xFF  # no kind of block
+    Path("damaged.npz").write_bytes(raw)
+    with zipfile.ZipFile("members.npz", "w") as archive:
+        archive.writestr("images", "no array")
+        archive.writestr("labels", "no array")
     yield
     sys.modules.pop("own_nets", None)
 
 
 @pytest.mark.parametrize("network", ["own_nets:build", "own_nets:Halves", "own_nets:ready"])
-@pytest.mark.parametrize("images", ["own_nets:pictures", "own.npz", "bytes.npz"])
+@pytest.mark.parametrize("images", ["own_nets:pictures", "own.npz", "bytes.npz", "floats.npz"])
 def test_certify_ones_own_network_on_ones_own_images(trustml, own, network, images):
     line = f"certify {network} log.tsv --data {images} --sigma 0.25 --n0 10 --n 100 --every 2"
     code, _, err = trustml(line)
@@ -419,6 +435,15 @@ def test_another_sigma_is_a_note(trustml, own, smoothed, tmp_path):
         ("own_nets:build --data half.npz", "arrays images and labels"),
         ("own_nets:build --data none.npz", "data='none.npz'"),
         ("own_nets:build --data coco", "expected one of mnist"),
+        ("own_nets:build --data cut.npz", "whole labels, got float64 and float64"),
+        ("own_nets:build --data complex.npz", "images of real numbers and whole labels, got comp"),
+        ("own_nets:build --data text.npz", "whole labels, got float64 and <U5"),
+        ("own_nets:build --data empty.npz", "data='empty.npz': has no images"),
+        ("own_nets:build --data bare.npz", "data='bare.npz': expected a file of numpy.savez"),
+        ("own_nets:build --data damaged.npz", "data='damaged.npz': expected a file of numpy.sav"),
+        ("own_nets:build --data members.npz", "data='members.npz': expected a file of numpy.sav"),
+        ("own_nets:build --data own.npz --device meta", "device='meta': torch cannot compute"),
+        ("own_nets:build --data own.npz --device vulkan", "cannot compute there"),
         ("own_nets:build --data own.npz --device quantum", "device='quantum'"),
         ("own_nets:build --data own.npz --every 0", "every=0"),
         ("torch.nn:Flatten --data bytes.npz --sigma 0", "sigma=0"),
@@ -495,6 +520,9 @@ def test_plot_draws_logs_of_both_formats(trustml, tmp_path):
         (f"{tmp_path}/c.tsv --output {tmp_path}/d.png", "c has no rows"),
         (f"{tmp_path}/a.tsv --output {tmp_path}/none/d.png", "create it first"),
         (f"{tmp_path}/a.tsv --output {tmp_path}/d.png --points 1", "points=1"),
+        (f"{tmp_path}/a.tsv --output {tmp_path}", "is a folder; name a file in it"),
+        (f"{tmp_path}/a.tsv --output {tmp_path}/d", "expected a picture, such as d.png"),
+        (f"{tmp_path}/a.tsv --output {tmp_path}/d.txt", "expected a picture, such as d.png"),
         (f"{tmp_path}/nothing.tsv --output {tmp_path}/d.png", "is missing"),
         (f"{tmp_path}/a.tsv {tmp_path}/sub/a.tsv --output {tmp_path}/d.png", "same name"),
     ):
@@ -502,6 +530,55 @@ def test_plot_draws_logs_of_both_formats(trustml, tmp_path):
         assert code == 2
         assert message in err
     assert not (tmp_path / "d.png").exists()
+
+
+def test_the_table_of_a_huge_radius_has_few_columns(trustml, tmp_path):
+    (tmp_path / "a.tsv").write_text(
+        "idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t7\t7\t5e11\t1\t1\n1\t7\t7\t2\t1\t1\n"
+    )
+    code, out, err = trustml(f"plot {tmp_path}/a.tsv --output {tmp_path}/a.png")
+    assert code == 0, err
+    assert 10 < out.count("r=") <= 41
+    assert (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("line", [
+    "predict mnist_smallcnn_standard --sigma 1 --n 50 --limit 2 --output {0}",
+    f"train tiny {TINY} --no-test --out {{0}} --history {{0}}",
+])  # fmt: skip
+def test_a_folder_is_no_output(trustml, tmp_path, line):
+    code, _, err = trustml(line.format(tmp_path))
+    assert code == 2
+    assert "is a folder; name a file in it" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ("null", "cannot be read (expected names and values"), ("{", "cannot be read"),
+    ('{"architecture": "LeNet", "sigma": 0.5}', "has no number n, so it is not the settings of"),
+    ('{"sigma": [1], "n": 100, "alpha": 0.01}', "has no number sigma"),
+])  # fmt: skip
+def test_audit_refuses_the_json_of_something_else(trustml, tmp_path, settings, message):
+    rows = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t7\t7\t0.5\t1\t1\n"
+    for name in ("mine.tsv", "run_0.25"):
+        (tmp_path / name).write_text(rows)
+    (tmp_path / "mine.json").write_text(settings)
+    (tmp_path / "run_0.json").write_text('{"sigma": 0.5, "n": 100, "alpha": 0.01}')
+    code, _, err = trustml(f"audit {tmp_path}/mine.tsv")
+    assert code == 2
+    assert f"mine.json {message}" in err
+    code, _, err = trustml(f"audit {tmp_path}/run_0.25")
+    assert code == 2
+    assert "pass --sigma" in err
+
+
+def test_certify_leaves_the_card_of_a_checkpoint_alone(trustml, smoothed, tmp_path):
+    card = (tmp_path / "net.json").read_bytes()
+    code, _, err = trustml(f"certify {smoothed} {tmp_path}/net.tsv --n0 5 --n 50 --limit 1")
+    assert code == 2
+    assert "use another path than" in err
+    assert (tmp_path / "net.json").read_bytes() == card
+    assert not (tmp_path / "net.tsv").exists()
 
 
 def test_audit_reads_the_settings_beside_the_log(trustml, smoothed, tmp_path):

@@ -177,6 +177,36 @@ def test_what_is_missing_or_does_not_fit_is_named():
         figures.curves([("x", [0, 1, 2], {"a": [0, 1]})], "y")
 
 
+IMAGE, LINE = torch.rand(1, 3, 3), ("x", [0, 1], {"a": [0, 1]})
+SQUARE = [[0, 1], [1, 0]]
+MISFITS = {
+    "label=5: expected a class from 0 to 1": lambda: figures.perturbations(
+        [("a", IMAGE, IMAGE, torch.tensor([0.2, 0.8]))], label=5),
+    "label=-1": lambda: figures.perturbations(
+        [("a", IMAGE, IMAGE, torch.tensor([0.2, 0.8]))], label=-1),
+    r"titles\[0\] has 1 for 2 images": lambda: figures.pictures([[IMAGE, IMAGE]], [["a"]]),
+    "titles has 1 for 2 rows": lambda: figures.pictures([[IMAGE], [IMAGE]], [["a"]]),
+    "row_names has 1 for 2 rows": lambda: figures.pictures([[IMAGE], [IMAGE]], None, ["a"]),
+    r"images\[1\] is empty": lambda: figures.pictures([[IMAGE], []]),
+    "titles has 1 for 2 panels": lambda: figures.curves([LINE, LINE], "y", titles=["q"]),
+    "steps: 'l3' is no norm": lambda: lesson_figures.norm_balls((1, 0), {"l3": (1, 0)}),
+    "bounds: class 7 has no share, expected 0 to 1": lambda: smoothing_figures.vote(
+        [0, 1], SQUARE, (0, 0), 0.5, [0.5, 0.5], {7: ("b", 0.5)}),
+    "panels: 't' holds classes -1 to 1": lambda: smoothing_figures.regions(
+        [0, 1], {"t": [[-1, 0], [1, 0]]}),
+    "classes holds classes 0 to 9": lambda: smoothing_figures.vote(
+        [0, 1], [[9, 0], [1, 0]], (0, 0), 0.5, [0.5, 0.5], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", MISFITS)
+def test_what_does_not_fit_is_named_before_anything_is_drawn(message):
+    before = matplotlib.pyplot.get_fignums()
+    with pytest.raises(ValueError, match=message):
+        MISFITS[message]()
+    assert matplotlib.pyplot.get_fignums() == before
+
+
 def test_plane():
     share = np.array([[1.0, 0.5], [0.0, 0.25]])
     edges = ([0, 1, 2], [0, 1, 2])

@@ -354,3 +354,20 @@ def test_points_by_hand_must_be_numbers(tmp_path):
     (tmp_path / "by_hand.csv").write_text("student,danskin-written\nada,good\n")
     with pytest.raises(homework.HomeworkError, match="expected points as numbers"):
         homework._by_hand(tmp_path / "by_hand.csv")
+
+
+def test_students_may_be_called_like_nothing(tmp_path):
+    (tmp_path / "by_hand.csv").write_text("student,q1,q2\nNA,3,\nnull,,4\n")
+    assert homework._by_hand(tmp_path / "by_hand.csv") == {"NA": {"q1": 3.0}, "null": {"q2": 4.0}}
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("name,q1\nada,3\n", "expected the column student"),
+    ("student;q1\nada;3\n", "expected the column student"),
+    ("", "expected points as numbers"),
+    ("student,q1\nada,3\nada,4\n", "'ada' is there twice"),
+])  # fmt: skip
+def test_a_damaged_table_of_points_by_hand(tmp_path, text, message):
+    (tmp_path / "by_hand.csv").write_text(text)
+    with pytest.raises(homework.HomeworkError, match=rf"by_hand\.csv: {message}"):
+        homework._by_hand(tmp_path / "by_hand.csv")

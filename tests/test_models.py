@@ -138,3 +138,10 @@ def test_predict_in_batches(awkward: Awkward):
 def test_card_is_plain_json(saved):
     content = json.loads(saved[1].with_suffix(".json").read_text())
     assert content["sha256"]
+
+
+def test_what_is_no_tensor_is_no_logits():
+    x = torch.zeros(2, 3)
+    for returned, name in (((x, x), "tuple"), (x.numpy(), "ndarray"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=f"expected logits as a torch.Tensor, got {name}"):
+            models.predict(lambda _, found=returned: found, x)

@@ -233,3 +233,24 @@ def test_random_start_is_uniform_in_the_ball():
 def test_a_stream_needs_whole_numbers_from_0(seed, number, name):
     with pytest.raises(ValueError, match=f"^{name}=.*: expected a whole number of at least 0"):
         norms.keyed_generator(seed, number)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("box", [(0.0, 1.0), None])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.5), ("l1", 10.0)])
+def test_nothing_leaves_the_ball_by_rounding(norm, eps, box, dtype):
+    """Measured in float64, also where each of many pixels rounds by more than it may move."""
+    for pixels in (784, 50_000):
+        g = torch.Generator().manual_seed(0)
+        x = images_in((0.0, 1.0), (2, 1, 1, pixels), g).to(dtype)
+        z = x + torch.randn(x.shape, generator=g).to(dtype)
+        found = norms.NORMS[norm].projection(x, eps, box)(z)
+        length = norms.NORMS[norm].size(found.double() - x.double())
+        assert (length <= eps * (1 + 1e-6)).all()
+        assert found.dtype == dtype
+        assert (length > 0.9 * eps).all() or (norm != "linf" and dtype != torch.float32)
+
+
+def test_a_generator_is_no_seed():
+    with pytest.raises(TypeError, match="generator=42: expected"):
+        norms.given_or_fresh(42, torch.zeros(1))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from helpers import Linear
 
-from trustml_helpers import attacks, models, objectives
+from trustml_helpers import attacks, losses, models, objectives, robustness
 
 X = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 0.5]])
 Y = torch.tensor([0, 1, 1, 0])
@@ -69,6 +69,54 @@ def test_trades_by_hand():
     kl = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
     (expected,) = torch.autograd.grad((-p.log() + 6 * kl).squeeze(), free)
     assert torch.allclose(found, expected, atol=1e-9)
+
+
+SEED = torch.Generator()
+ALL = {
+    "standard": objectives.standard,
+    "adversarial": objectives.adversarial(lambda model, x, y: x),
+    "mixed": objectives.mixed(lambda model, x, y: x),
+    "trades": objectives.trades(0.1, steps=1, bounds=None, generator=SEED),
+    "gaussian": objectives.gaussian(0.5, generator=SEED),
+    "stability": objectives.stability(0.5, generator=SEED),
+    "consistency": objectives.consistency(0.5, 1.0, generator=SEED),
+    "macer": objectives.macer(0.5, 1.0, samples=2, generator=SEED),
+    "smoothadv": objectives.smoothadv(0.5, 0.1, steps=1, bounds=None, generator=SEED),
+    "smoothmix": objectives.smoothmix(0.5, steps=1, bounds=None, generator=SEED),
+    "per example": lambda model, x, y: losses.cross_entropy(model(x), y),
+}
+ODD_LABELS = {
+    "one is -100": torch.tensor([0, -100, 1, 0]),  # which torch passes over
+    "all are -100": torch.full((4,), -100),
+    "one is 99": torch.tensor([0, 99, 1, 0]),
+    "int32": Y.int(),
+    "list": Y.tolist(),
+    "array": Y.numpy(),
+}
+
+
+@pytest.mark.parametrize("labels", ODD_LABELS)
+@pytest.mark.parametrize("name", ALL)
+def test_labels_that_are_no_classes_are_refused(name, labels):
+    with pytest.raises((ValueError, TypeError), match=r"^y\b"):
+        ALL[name](IDENTITY, X, ODD_LABELS[labels])
+
+
+@pytest.mark.parametrize("name", ALL.keys() - {"per example"})
+def test_a_model_without_logits_is_named(name):
+    for odd in (lambda x: (x, x), lambda x: x.detach().numpy(), lambda x: x[:, 0]):
+        with pytest.raises(ValueError, match="model: expected logits"):
+            ALL[name](odd, X, Y)
+
+
+@pytest.mark.parametrize("call", [
+    *(partial(ALL[name], IDENTITY) for name in ALL if name != "per example"),
+    partial(robustness.accuracy, IDENTITY),
+    lambda x, y: attacks.pgd(IDENTITY, x, y, 0.1), lambda x, y: attacks.fgsm(IDENTITY, x, y, 0.1),
+])  # fmt: skip
+def test_arrays_are_no_tensors(call):
+    with pytest.raises(TypeError, match=r"x is a numpy.ndarray: expected .*torch.from_numpy"):
+        call(X.numpy(), Y)
 
 
 @pytest.mark.parametrize("steps", [1, 4])

@@ -129,3 +129,13 @@ def test_bad_arguments(six):
         robustness.accuracy(IDENTITY, x[:0], y[:0])
     with pytest.raises(ValueError, match="x_adv of shape"):
         robustness.robust_accuracy(IDENTITY, x, y, lambda m, x, y: x[:1])
+
+
+@pytest.mark.parametrize("convert", [list, lambda t: t.numpy()])
+def test_arrays_and_lists_are_no_tensors(convert):
+    x, y = torch.rand(2, 3), torch.tensor([0, 1])
+    for given in ((convert(x), y), (x, convert(y))):
+        with pytest.raises(TypeError, match=r"^[xy] is a .*expected a torch.Tensor"):
+            robustness.accuracy(lambda z: z, *given)
+        with pytest.raises(TypeError, match=r"^[xy] is a .*expected a torch.Tensor"):
+            robustness.robust_accuracy(lambda z: z, *given, lambda _, x, __: x)

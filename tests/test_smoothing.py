@@ -537,3 +537,60 @@ def test_an_error_of_the_network_ends_the_drawing(monkeypatch):
         SmoothedClassifier(f, 0.5, 2).sample_under_noise(torch.zeros(1, 2), 1000, seeded(), 10)
     gc.collect()
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("n", [1, 7, 101])
+@pytest.mark.parametrize("shape", [(1,), (3,), (1, 5, 5), (1, 28, 28)])
+def test_the_noise_does_not_depend_on_the_batch_size(shape, n):
+    """Also where an image has no multiple of 16 numbers, by which PyTorch draws them."""
+    seen = []
+
+    def spy(x):
+        seen.append(x.clone())
+        return torch.zeros(len(x), 2)
+
+    x = torch.zeros(5, *shape)
+    streams = []
+    for batch_size in (1, 3, 64, 10_000):
+        g = seeded(1)
+        SmoothedClassifier(spy, 0.5, 2).sample_under_noise(x, n, g, batch_size)
+        streams.append((torch.cat(seen), g.get_state()))
+        seen.clear()
+    assert all(torch.equal(s, streams[0][0]) for s, _ in streams)
+    assert all(torch.equal(state, streams[0][1]) for _, state in streams)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.001, 1e-6, 1e-310])
+@pytest.mark.parametrize("bound", ["one_class", "two_class"])
+def test_the_smallest_n_of_either_bound_certifies(bound, alpha):
+    g = SmoothedClassifier(lambda x: torch.eye(2)[torch.zeros(len(x), dtype=torch.long)], 1.0, 2)
+    with pytest.raises(ValueError, match="use at least n=") as refused:
+        g.certify(torch.zeros(1, 2), 10, 1, alpha, bound)
+    smallest = int(str(refused.value).rsplit("=", 1)[1])
+    assert g.certify(torch.zeros(1, 2), 10, smallest, alpha, bound).radius[0] > 0
+    with pytest.raises(ValueError, match="use at least n="):
+        g.certify(torch.zeros(1, 2), 10, smallest - 1, alpha, bound)
+
+
+@pytest.mark.parametrize(
+    ("run", "error", "message"),
+    [
+        (lambda g, x: g.certify(x, 10, float("nan"), 0.01), ValueError, "n=nan"),
+        (lambda g, x: g.predict(x, 1.5, 0.01), ValueError, r"n=1\.5: expected a whole number"),
+        (lambda g, x: g.predict(x.numpy(), 10, 0.01), TypeError, "x: expected a torch.Tensor"),
+        (lambda g, x: g.predict(x, 10, 0.01, generator=1), TypeError, "generator=1"),
+        (lambda g, x: g.certify_at_radius(x, [], 0.01, 100), ValueError, r"radius=\[\]"),
+        (lambda _, x: SmoothedClassifier(lambda x: (x, x), 1.0, 2).predict(x, 9, 0.01),
+         ValueError, "got tuple"),
+        (lambda *_: sequential.plan([], 0.01, [10]), ValueError, r"p_null=\[\]"),
+    ],
+)  # fmt: skip
+def test_arguments_of_an_unexpected_kind(run, error, message):
+    with pytest.raises(error, match=message):
+        run(SmoothedClassifier(halfspace, 1.0, 2), torch.zeros(1, 2))
+
+
+def test_whole_numbers_may_be_floats():
+    g, x = SmoothedClassifier(halfspace, 1.0, 2), torch.ones(2, 2)
+    whole, same = (g.predict(x, n, 0.01, generator=seeded()) for n in (100, 1e2))
+    assert torch.equal(whole, same)

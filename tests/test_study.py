@@ -149,6 +149,8 @@ def test_steps_train_what_does_not_ship_and_choose_on_validation_images():
     assert [step.words[0] for step in again] == ["train", "certify"]
     assert again[0].words[2:4] == ["--recipe", "macer"]
     assert again[1].output == Path("out/macer_0.5_seed1_n10000.tsv")
+    with pytest.raises(ValueError, match="n=5: even 5 equal votes certify nothing"):
+        study.steps(Path("out"), methods=["macer"], n=5)
     with pytest.raises(ValueError, match="method='nonsense'"):
         study.steps(Path("out"), methods=["nonsense"])
 

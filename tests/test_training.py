@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import warnings
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from helpers import torchrun
 
-from trustml_helpers import attacks, data, models, objectives, training
+from trustml_helpers import attacks, data, models, objectives, recipes, training
 
 
 @pytest.fixture
@@ -321,12 +323,129 @@ def test_a_state_of_another_run_or_a_damaged_one_is_refused(blobs, tmp_path):
     assert path.read_bytes() == damage
 
 
+def interrupted(blobs, path, *, model=None, **rest):
+    """A run that ends during its second epoch of three."""
+    steps = []
+
+    def stops(model, x, y):
+        steps.append(1)
+        if len(steps) > 5:
+            raise KeyboardInterrupt
+        return objectives.standard(model, x, y)
+
+    with pytest.raises(KeyboardInterrupt):
+        quiet(model or linear(), blobs, stops, epochs=3, batch_size=70, checkpoint=path, **rest)
+
+
+class Named(torch.nn.Module):
+    """The parameters of a linear network under other names."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = linear()
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+SAME = {"fgsm": lambda model, x, y: x}
+PEAK = training.triangular(0.1)
+
+
+def decaying(factor):
+    return lambda optimizer, total: torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+@pytest.mark.parametrize(("first", "then", "message"), [
+    ({}, {"scheduler": PEAK}, "scheduler was None, now 'OneCycleLR'"),
+    ({"scheduler": PEAK}, {}, "scheduler was 'OneCycleLR', now None"),
+    ({"scheduler": PEAK}, {"scheduler": recipes.every_third}, "now 'StepLR'"),
+    ({"scheduler": PEAK}, {"scheduler": training.triangular(0.2)}, "schedule was .*'max_lr'"),
+    ({"scheduler": PEAK}, {"scheduler": training.triangular(0.1, top=0.5)}, "schedule was .*end_"),
+    ({"scheduler": decaying(lambda step: 0.9**step)},
+     {"scheduler": decaying(lambda step: 0.8**step)}, "schedule was .*0.9.*now .*0.8"),
+    ({}, {"model": Named()}, "model was .*'weight'.*now .*'inner.weight'"),
+    ({}, {"model": linear().double(), "train": lambda x, y: (x.double(), y)},
+     "model was .*float32.*now .*float64"),
+    ({}, {"train": lambda x, y: (-x, y)}, "train was"),
+    ({}, {"train": lambda x, y: (x, 1 - y)}, "train was"),
+    ({"validation": lambda x, y: (x, y)}, {"validation": lambda x, y: (-x, y)}, "validation was"),
+    ({"validation": lambda x, y: (x, y)}, {"validation": lambda x, y: (x, y), "attacks": SAME},
+     r"attacks was \[\], now \['fgsm'\]"),
+    ({}, {"optimizer": lambda ps: torch.optim.Adam([{"params": [p]} for p in ps])},
+     "optimizer was .*'parameters': '2'"),
+])  # fmt: skip
+def test_a_run_does_not_go_on_under_other_settings_or_data(blobs, tmp_path, first, then, message):
+    """Refused before any step, and the network and the file stay as they were."""
+
+    def given(change):
+        return {name: value(*blobs) if name in ("train", "validation") else value
+                for name, value in change.items()}  # fmt: skip
+
+    path = tmp_path / "run.training"
+    interrupted(blobs, path, **given(first))
+    whole, rest = path.read_bytes(), {"model": linear(), "train": blobs} | given(then)
+    before = [value.clone() for value in rest["model"].state_dict().values()]
+    with pytest.raises(models.CheckpointError, match=message):
+        quiet(objective=lambda *_: pytest.fail("a step"), epochs=3, batch_size=70,
+              checkpoint=path, **rest)  # fmt: skip
+    assert path.read_bytes() == whole
+    assert all(map(torch.equal, rest["model"].state_dict().values(), before))
+
+
+@pytest.mark.parametrize("lost", ["model.weight", "best.bias", "optimizer.0.exp_avg",
+                                  "generator.0.0", "plain", "groups", "tensors"])  # fmt: skip
+def test_a_state_that_lacks_a_part_is_refused(blobs, tmp_path, lost):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path, rest = tmp_path / "run.training", {"best": "loss", "generators": [torch.Generator()]}
+    interrupted(blobs, path, **rest)
+    with safe_open(str(path), framework="pt") as file:
+        state = json.loads(file.metadata()["state"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    (tensors if lost in tensors else state).pop(lost)
+    save_file(tensors, path, metadata={"state": json.dumps(state)})
+    model = linear()
+    with pytest.raises(models.CheckpointError, match=f"{lost}.*start anew"):
+        quiet(model, blobs, epochs=3, batch_size=70, checkpoint=path, **rest)
+    assert not model.weight.any()
+
+
+@pytest.mark.parametrize("scheduler", [
+    lambda o, n: torch.optim.lr_scheduler.MultiStepLR(o, milestones=[4, 7]),
+    lambda o, n: torch.optim.lr_scheduler.SequentialLR(o, milestones=[2], schedulers=[
+        torch.optim.lr_scheduler.LambdaLR(o, lambda step: (step + 1) / 3),
+        torch.optim.lr_scheduler.MultiStepLR(o, milestones=[2, 5])]),
+])  # fmt: skip
+def test_a_schedule_goes_on_exactly(blobs, tmp_path, scheduler):
+    """JSON knows no whole numbers as keys, such as the milestones."""
+    path = tmp_path / "run.training"
+    run = partial(quiet, train=blobs, epochs=3, batch_size=70, scheduler=scheduler)
+    whole, again = linear(), linear()
+    expected = run(whole)
+    interrupted(blobs, path, scheduler=scheduler)
+    log = run(again, checkpoint=path)
+    assert log["lr"].tolist() == expected["lr"].tolist()
+    assert log["lr"].nunique() == 3
+    assert torch.equal(again.weight, whole.weight)
+
+
+def test_numbers_of_numpy_are_whole_numbers_too(blobs, tmp_path):
+    one, other, path = linear(), linear(), tmp_path / "run.training"
+    numbers = {"epochs": 2, "batch_size": 70, "seed": 1}
+    quiet(one, blobs, checkpoint=path, **{name: np.int64(k) for name, k in numbers.items()})
+    quiet(other, blobs, lambda *_: pytest.fail("trained again"), checkpoint=path, **numbers)
+    assert torch.equal(one.weight, other.weight)
+
+
 def test_what_cannot_be_stored_without_a_pickle_is_named(blobs, tmp_path):
     make = lambda optimizer, total: torch.optim.lr_scheduler.MultiStepLR(  # noqa: E731
         optimizer, milestones=[1]
     )
     with pytest.raises(ValueError, match="neither tensor nor JSON"):
-        quiet(linear(), blobs, epochs=1, scheduler=lambda o, n: _Odd(o), checkpoint=tmp_path / "a")
+        quiet(linear(), blobs, lambda *_: pytest.fail("a step"), epochs=1,
+              scheduler=lambda o, n: _Odd(o), checkpoint=tmp_path / "a")  # fmt: skip
     assert not (tmp_path / "a").exists()
     quiet(linear(), blobs, epochs=2, scheduler=make, checkpoint=tmp_path / "b")
 
@@ -393,6 +512,16 @@ def test_two_processes_take_the_steps_of_one(tmp_path, kind):
         assert not torch.equal(first["noise"], second["noise"])
 
 
+@pytest.mark.parametrize(("name", "spoil", "message"), [
+    ("train", lambda x, y: (x.numpy(), y), "train: x is a numpy.ndarray: .*torch.from_numpy"),
+    ("train", lambda x, y: (x, y.tolist()), "train: y is a list"),
+    ("validation", lambda x, y: (x, y.numpy()), "validation: y is a numpy.ndarray"),
+])  # fmt: skip
+def test_arrays_are_no_tensors(blobs, name, spoil, message):
+    with pytest.raises(TypeError, match=message):
+        quiet(linear(), **{"train": blobs, "epochs": 1} | {name: spoil(*blobs)})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -400,6 +529,10 @@ def test_two_processes_take_the_steps_of_one(tmp_path, kind):
         ({"best": "error"}, "best='error'"),
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"epochs": 1.5}, r"epochs=1\.5"),
+        ({"batch_size": float("nan")}, "batch_size=nan"),
+        ({"seed": 0.5}, r"seed=0\.5"),
+        ({"seed": 2**64}, "seed=18446744073709551616"),
         ({"train": (torch.zeros(3, 2), torch.zeros(2).long())}, "3 and 2"),
         ({"train": (torch.zeros(0, 2), torch.zeros(0).long())}, "at least one"),
         ({"validation": (torch.zeros(3, 2), torch.zeros(2).long())}, "validation"),

@@ -102,3 +102,26 @@ def test_no_images_and_odd_numbers_of_votes():
     assert radius.shape == (0,)
     radius, _ = votes.radii(torch.tensor([[11, 0]]), torch.tensor([0]), 11, 0.01, 0.5, "one_class")
     assert radius[0] == pytest.approx(0.5 * scipy.stats.norm.ppf(0.01 ** (1 / 11)), rel=1e-9)
+
+
+def test_counts_of_a_narrow_type_do_not_wrap_around():
+    """130 + 129 is 3 in eight bits, which would settle a tie with certainty."""
+    close = torch.tensor([[130, 129]], dtype=torch.uint8)
+    assert votes.decide(close, 0.001).tolist() == [votes.ABSTAIN]
+    clear = torch.tensor([[200, 5]], dtype=torch.uint8)
+    for bound in ("one_class", "two_class"):
+        found = votes.radii(clear, torch.tensor([0]), 205, 0.001, 0.5, bound)
+        wide = votes.radii(clear.long(), torch.tensor([0]), 205, 0.001, 0.5, bound)
+        assert found[0] == wide[0] > 0
+
+
+def test_abstention_with_very_many_votes():
+    """Against the normal law, whose error is below 1e-4 at ten billion votes."""
+    n, alpha = 10**10, 0.001
+    p = 0.5 + 1.9 / n**0.5
+    passed = scipy.stats.norm.isf(alpha / 2) / 2
+    expected = scipy.stats.norm.cdf((passed - 1.9) / 0.5)
+    assert abs(votes.abstention_probability(p, n, alpha) - expected) < 1e-4
+    assert votes.samples_needed(0.50005, alpha) > 10**9
+    with pytest.raises(ValueError, match=r"n=2\.5: expected a whole number"):
+        votes.abstention_probability(0.9, 2.5, alpha)

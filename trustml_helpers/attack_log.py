@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor
 
 from trustml_helpers import bounds
-from trustml_helpers.evaluation import broken_by, progress_bar
-from trustml_helpers.files import only_writer, replace_file
+from trustml_helpers.evaluation import broken_by, check_names, progress_bar
+from trustml_helpers.files import only_writer, read_settings, replace_file, settings_file, whole
 from trustml_helpers.losses import Attack
-from trustml_helpers.models import fingerprint
+from trustml_helpers.models import fingerprint, raw_bytes
 from trustml_helpers.norms import keyed_generator
 
 if TYPE_CHECKING:
@@ -46,11 +47,11 @@ def attack_dataset(
         model: images to logits; left as found.
         images, labels: float ``(m, ...)`` and int64 ``(m,)``.
         attacks: makes the attacks by name, in the order to run them, from a generator.
-        path: CSV with the columns ``idx, label, broken_by`` (``clean`` if misclassified without
-            attack, the name of the first attack that succeeds, or empty); the settings are written
-            beside it as JSON.
+        path: CSV, named so (``log.csv``), with the columns ``idx, label, broken_by`` (``clean`` if
+            misclassified without attack, the name of the first attack that succeeds, or empty);
+            the settings are written beside it as JSON (``log.json``).
         about: what the attacks are (eps, norm, steps ...), as JSON; a file made with other
-            settings, or with another network, is refused.
+            settings, images or labels, or with another network, is refused.
         numbers: the number of each image in its data set; 0 to m - 1 if not given.
         batch_size: images per batch; part of the settings.
         seed: of the attacks.
@@ -60,8 +61,8 @@ def attack_dataset(
         The table that was written.
 
     Raises:
-        ValueError: if the file belongs to another run (names the difference), or arguments do not
-            fit, before any work.
+        ValueError: if the file, or a JSON beside it, belongs to another run (names the difference)
+            or to something else, or arguments do not fit, before any work.
         InUseError: if another process is writing the file.
 
     >>> import tempfile, pathlib
@@ -80,18 +81,24 @@ def attack_dataset(
             f"images, labels and numbers differ in length, or are empty: {len(images)}, "
             f"{len(labels)} and {len(numbers)}"
         )
+    batch_size, seed = whole(batch_size=batch_size), whole(seed=seed)
+    numbers = [whole(numbers=number) for number in numbers]
     bounds.check_counts(batch_size=batch_size)
-    bounds.check_counts(least=0, seed=seed)
-    for number in numbers:
-        bounds.check_counts(least=0, numbers=number)
+    bounds.check_counts(least=0, seed=seed, numbers=min(numbers))
     path = Path(path)
+    settings_file(path)  # refuses a name that cannot have one
+    names = list(attacks(torch.Generator(images.device)))
+    check_names(names)
     settings = {
-        **about, "attacks": list(attacks(torch.Generator(images.device))),
-        "batch_size": batch_size, "seed": seed, "images": len(images),
-        "model_sha256": fingerprint(model),
+        **about, "attacks": names, "batch_size": batch_size, "seed": seed, "images": len(images),
+        "images_sha256": _digest(images, labels), "model_sha256": fingerprint(model),
     }  # fmt: skip
+    try:
+        settings = json.loads(json.dumps(settings))
+    except TypeError as error:
+        raise ValueError(f"about={about}: expected what JSON can hold ({error})") from error
     with only_writer(path):
-        rows = _begun(path, json.loads(json.dumps(settings)), numbers)
+        rows = _begun(path, settings, numbers)
         left = range(len(rows), len(images), batch_size)
         for start in progress_bar(progress)(left, desc="attack"):
             batch = slice(start, start + batch_size)
@@ -114,7 +121,8 @@ def read_attack_log(path: str | Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        table = pd.read_csv(path, keep_default_na=False, dtype={"idx": np.int64, "label": np.int64})
+        kinds = {"idx": np.int64, "label": np.int64, "broken_by": str}
+        table = pd.read_csv(path, keep_default_na=False, dtype=kinds)
     except ValueError as error:  # pandas' own errors for damaged tables are of this kind
         raise ValueError(f"{path} is not a log of attacks ({error})") from error
     if table.columns.tolist() != COLUMNS:
@@ -133,6 +141,9 @@ def summary(log: pd.DataFrame, attacks: Sequence[str]) -> dict[str, float]:
     >>> summary(pd.DataFrame({"broken_by": ["clean", "", "PGD", ""]}), ["PGD"])
     {'clean': 0.75, 'PGD': 0.5}
     """
+    check_names(attacks)
+    if "broken_by" not in log:
+        raise ValueError("log lacks the column broken_by: expected a log of attack_dataset")
     if len(log) == 0:
         raise ValueError("log has no rows: expected at least 1")
     found: dict[str, float] = {}
@@ -143,24 +154,37 @@ def summary(log: pd.DataFrame, attacks: Sequence[str]) -> dict[str, float]:
     return found
 
 
+def _digest(images: Tensor, labels: Tensor) -> str:
+    digest = hashlib.sha256(raw_bytes(images))
+    digest.update(raw_bytes(labels.long()))
+    return digest.hexdigest()
+
+
 def _begun(path: Path, settings: dict[str, Any], numbers: list[int]) -> list[tuple[int, int, str]]:
     """The rows of an earlier run with the same settings; writes the settings of a new one."""
-    sidecar = path.with_suffix(".json")
-    if not path.exists():
+    sidecar, exists = settings_file(path), path.exists()
+    if not exists and not sidecar.exists():
         text = json.dumps(settings | {"torch": torch.__version__}, indent=2) + "\n"
         replace_file(sidecar, text.encode())
         return []
+    which, cure = path, "or another path"
+    if not exists:
+        which, cure = sidecar, f"or another path than {path}, or remove it"
     try:
-        known = json.loads(sidecar.read_text(encoding="utf-8"))
-        rows = list(read_attack_log(path).itertuples(index=False, name=None))
+        known = read_settings(sidecar)
+        rows = list(read_attack_log(path).itertuples(index=False, name=None)) if exists else []
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} exists, but cannot be used ({error}); rename it") from error
+        raise ValueError(
+            f"{which} exists, but cannot be used ({error}): rename it, or use another path"
+        ) from error
     for name, value in settings.items():
+        if exists and name == "images_sha256" and name not in known:
+            continue  # the first logs of this package do not say
         if known.get(name) != value:
-            raise ValueError(
-                f"{path} was made with {name}={known.get(name)!r}, not {value!r}: use the same "
-                "settings, or another path"
-            )
+            other = f"{name}={known.get(name)!r}, not {value!r}: use the same settings"
+            if name == "images_sha256":
+                other = "other images or labels: use the same"
+            raise ValueError(f"{which} was made with {other}, {cure}")
     if [row[0] for row in rows] != numbers[: len(rows)]:
         raise ValueError(f"{path} holds other images: use the same, or another path")
     return rows

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from trustml_helpers import bounds
-from trustml_helpers.logs import check_rows, vote_counts
+from trustml_helpers.logs import LogError, check_rows, vote_counts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +28,7 @@ Floats = NDArray[np.float64]
 
 ALPHAS = (0.05, 0.01, 0.005, 0.001, 0.0001)
 SIZES = (1_000, 10_000, 100_000)
+_PLACES = 10_000_000  # more than data sets have; what is missing among them is listed
 _SLACK = 1e-9  # of a printed number read back as a float
 
 
@@ -95,8 +96,9 @@ def audit_log(
         An :class:`Audit`.
 
     Raises:
-        LogError: for a cell that no certification writes.
-        ValueError: for an argument out of range, or only one of alpha and n.
+        LogError: for a cell that no certification writes, and an idx far beyond all others.
+        ValueError: for a log without one of its columns, an argument out of range, or only one of
+            alpha and n.
 
     Source: Clopper & Pearson (1934) bounds of whole counts, as in Cohen et al. (2019).
 
@@ -107,7 +109,7 @@ def audit_log(
     ((0.001, 1000),)
     """
     bounds.check_sigma(sigma)
-    log = check_rows(log)
+    log = check_rows(log, needed=("idx", "label", "predict", "radius", "correct"))
     if (alpha is None) != (n is None):
         raise ValueError(f"alpha={alpha}, n={n}: expected both or neither")
     idx = log["idx"].to_numpy()
@@ -161,7 +163,8 @@ def predict_acr(
         by at most 0.0071.
 
     Raises:
-        ValueError: for a log without counts or with fewer than 2 rows, or arguments out of range.
+        ValueError: for a log without labels or counts, or with fewer than 2 rows, or arguments out
+            of range.
 
     >>> import pandas as pd
     >>> log = pd.DataFrame({"label": [0, 0, 0], "count_0": [100, 99, 95], "count_1": [0, 1, 5]})
@@ -170,7 +173,7 @@ def predict_acr(
     """
     bounds.check_sigma(sigma)
     bounds.check_alpha(alpha)
-    log = check_rows(log)
+    log = check_rows(log, needed=("label",))
     counts = vote_counts(log)
     if counts.shape[1] == 0 or len(log) < 2:
         raise ValueError(f"log: expected at least 2 rows with counts, got {counts.shape}")
@@ -258,11 +261,16 @@ def _missing(present: NDArray[np.int64]) -> tuple[int, ...]:
     """What is skipped in an increasing sequence, given its most frequent step."""
     if len(present) < 3:
         return ()
-    steps = np.diff(present)
-    step = int(np.bincount(steps).argmax())
-    return tuple(
-        sorted(set(range(int(present[0]), int(present[-1]), step)) - set(present.tolist()))
-    )
+    steps, often = np.unique(np.diff(present), return_counts=True)
+    step = int(steps[often.argmax()])
+    places = (int(present[-1]) - int(present[0])) // step
+    if places > _PLACES:
+        raise LogError(
+            f"log: idx from {present[0]} to {present[-1]} in steps of {step} are {places:,} places "
+            f"for {len(present)} rows; remove the row with the wrong idx"
+        )
+    expected = np.arange(present[0], present[-1], step)
+    return tuple(np.setdiff1d(expected, present, assume_unique=True).tolist())
 
 
 def _pick(idx: NDArray[np.int64], flags: NDArray[np.bool_]) -> tuple[int, ...]:

@@ -42,7 +42,8 @@ def lower_conf_bound(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Array:
     # The arguments at k = 0 are replaced by valid ones, and the result by the exact end.
     found = special.betaincinv(np.where(inside, k, 1), n - np.where(inside, k, 1) + 1, alpha)
     # Below an alpha of about 1e-100 SciPy may give up (nan); the trivial bound stays true.
-    return np.where(inside & (found > 0), found, 0.0)
+    # No bound is 1: what rounds to it would promise an infinite radius.
+    return np.where(inside & (found > 0), np.minimum(found, 1 - 2.0**-53), 0.0)
 
 
 def upper_conf_bound(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Array:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from trustml_helpers import execution, processes
+from trustml_helpers import execution, files, processes
 from trustml_helpers.audit import Audit, audit_log, predict_acr
 from trustml_helpers.execution import Execution
 from trustml_helpers.files import InUseError, only_writer, replace_file
@@ -39,6 +39,10 @@ __all__ = [
     "certify_dataset", "fingerprint", "noise_generator", "predict_acr", "read_log", "rebound",
     "summary", "vote_counts",
 ]  # fmt: skip
+
+# What a run takes from the settings of a log, which a hand may have changed.
+_KINDS = {"batch_size": int, "layout": str, "dtype": str, "compiled": bool, "image": int,
+          "image_sha256": str}  # fmt: skip
 
 
 def certify_dataset(
@@ -71,7 +75,7 @@ def certify_dataset(
     Args:
         smoothed: the smoothed classifier.
         images, labels: float ``(m, C, H, W)`` and int64 ``(m,)``.
-        path: the log, a TSV; the settings are written beside it as JSON.
+        path: the log, a TSV named so; the settings are written beside it as JSON.
         n0, n, alpha, bound: as for ``SmoothedClassifier.certify``; alpha is per image.
         indices: which images; all of them if not given.
         numbers: the number of each image in its data set, for a part of one that was read alone;
@@ -89,14 +93,22 @@ def certify_dataset(
         The whole log, as :func:`read_log` returns it.
 
     Raises:
-        ValueError: for arguments out of range, before any work.
-        LogError: if the log belongs to other settings, images or another model (names the
-            difference), cannot be written, or is being written by another process.
+        ValueError: for arguments out of range, or a log without such a suffix, before any work.
+        LogError: if the log, or a JSON beside it, belongs to other settings, images or another
+            model (names the difference) or to something else, cannot be written, or is being
+            written by another process.
     """
     chosen = list(range(len(images))) if indices is None else [int(i) for i in indices]
     named = list(range(len(images))) if numbers is None else [int(i) for i in numbers]
     _check_indices(chosen, named, images, labels)
     path = Path(path)
+    files.settings_file(path)  # refuses a name that cannot have one
+    n0, n, seed = files.whole(n0=n0), files.whole(n=n), files.whole(seed=seed)
+    batch_size = None if batch_size is None else files.whole(batch_size=batch_size)
+    compiled = None if compiled is None else bool(compiled)
+    # A call without images checks n0, n, alpha, bound and batch_size before any file is touched.
+    smoothed.certify(images[:0], n0, n, alpha, bound, batch_size=batch_size)
+    alpha = float(alpha)
     settings = {
         "sigma": smoothed.sigma, "n0": n0, "n": n, "alpha": alpha, "bound": bound,
         "shares_of_alpha": list(SHARES) if bound == "two_class" else [1.0], "seed": seed,
@@ -104,26 +116,26 @@ def certify_dataset(
         "device": images.device.type, "images_dtype": str(images.dtype).removeprefix("torch."),
     }  # fmt: skip
     how = {"batch_size": batch_size, "layout": layout, "dtype": dtype, "compiled": compiled}
-    # A call without images checks n0, n, alpha, bound and batch_size before any file is touched.
-    smoothed.certify(images[:0], n0, n, alpha, bound, batch_size=batch_size)
     order = [named[i] for i in chosen]
 
     def begin() -> tuple[set[int], Execution]:
-        known = _recorded(path, settings | how, resume=resume)
+        known, new = _recorded(path, settings | how, resume=resume), not path.exists()
         if known is None:
-            first = {
-                "image": order[0],
-                "image_sha256": _digest(images[chosen[0]], labels[chosen[0]]),
-            }
             found = execution.search(
                 smoothed, images[chosen[:1]], batch_size=batch_size, layout=layout, dtype=dtype
             )._replace(compiled=bool(compiled))
             execution.prepare(smoothed, found, images[:0])  # refuses before a file is touched
-            _hold(path, held)
-            _create(path, settings | found._asdict() | first, smoothed.num_classes)
         else:
-            _hold(path, held)
             found = Execution(*(known[name] for name in Execution._fields))
+        _hold(path, held)
+        if new and path.exists():  # the trial above takes its time
+            raise LogError(f"{path} was written meanwhile: start again to go on with it")
+        if known is None:
+            digest = _digest(images[chosen[0]], labels[chosen[0]])
+            first = {"image": order[0], "image_sha256": digest}
+            _write(files.settings_file(path), _as_json(settings | found._asdict() | first))
+        if new:
+            _write(path, _header(smoothed.num_classes))
         done = _gather(path, order)
         if known is not None:
             _check_images(path, known, images, labels, named)
@@ -197,34 +209,45 @@ def _check_indices(chosen: list[int], named: list[int], images: Tensor, labels: 
 
 
 def _recorded(path: Path, wanted: dict[str, Any], *, resume: bool) -> dict[str, Any] | None:
-    """The settings of an existing log, if they are the wanted ones; None if there is no log."""
-    sidecar = path.with_suffix(".json")
-    if not path.exists():
+    """The settings that an earlier run left, if they are the wanted ones; None if there is none."""
+    sidecar, exists = files.settings_file(path), path.exists()
+    if not exists and (parts := _parts(path)):
+        raise LogError(
+            f"{', '.join(part.name for part in parts)}: rows of an earlier run are there, but "
+            f"{path} is not; restore it with {sidecar.name}, or remove them"
+        )
+    if not exists and not sidecar.exists():
         return None
-    if not resume:
+    if exists and not resume:
         raise LogError(f"{path} exists: pass resume=True to go on with it, or another path")
     if not sidecar.exists():
         raise LogError(f"{sidecar} is missing, so the settings of {path} are not known; rename it")
+    which, cure = path, "use another path"
+    if not exists:  # as a kill between the two leaves it
+        which, cure = sidecar, f"use another path than {path}, or remove it"
     try:
-        known: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8"))
-        missing = [key for key in wanted if key not in known]
-    except (ValueError, TypeError) as error:
-        raise LogError(f"{sidecar} cannot be read ({error}); rename it and {path}") from error
-    if missing:
-        raise LogError(f"{sidecar} lacks {', '.join(missing)}: use another path")
+        known = files.read_settings(sidecar)
+    except (OSError, ValueError) as error:
+        raise LogError(f"{sidecar} cannot be read ({error}): {cure}") from error
+    needed = [*wanted, "image_sha256"] if "image" in known else wanted  # old ones have neither
+    if missing := [key for key in needed if key not in known]:
+        raise LogError(f"{sidecar} lacks {', '.join(missing)}: {cure}")
+    for key, kind in _KINDS.items():
+        if not isinstance(known.get(key, kind()), kind):
+            raise LogError(f"{sidecar} has {key}={known[key]!r}, no {kind.__name__}: {cure}")
     for key, value in wanted.items():
         if value is not None and known[key] != value:
+            other = f"{key}={known[key]!r}, not {value!r}: use the same settings"
             if key == "model_sha256":
-                raise LogError(
-                    f"{path} was made with another network, of model_sha256 "
-                    f"{str(known[key])[:12]}..., not {str(value)[:12]}...: load the same weights, "
-                    "or use another path"
-                )
-            raise LogError(
-                f"{path} was made with {key}={known[key]!r}, not {value!r}: use the same "
-                "settings, or another path"
-            )
+                short = f"{str(known[key])[:12]}..., not {str(value)[:12]}..."
+                other = f"another network, of model_sha256 {short}: load the same weights"
+            raise LogError(f"{which} was made with {other}, or {cure}")
     return known
+
+
+def _parts(path: Path) -> list[Path]:
+    """What the processes of a run have written beside its log."""
+    return sorted(path.parent.glob(glob.escape(path.name) + ".part[0-9]*"))
 
 
 def _digest(image: Tensor, label: Tensor) -> str:
@@ -263,13 +286,16 @@ def _hold(path: Path, held: ExitStack) -> None:
         raise LogError(f"{path} cannot be written ({error}): choose another folder") from error
 
 
-def _create(path: Path, settings: dict[str, Any], classes: int) -> None:
+def _as_json(settings: dict[str, Any]) -> str:
     from trustml_helpers import __version__
 
     about = settings | {"torch": torch.__version__, "trustml_helpers": __version__}
+    return json.dumps(about, indent=2) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
     try:
-        replace_file(path.with_suffix(".json"), (json.dumps(about, indent=2) + "\n").encode())
-        replace_file(path, _header(classes).encode())
+        replace_file(path, text.encode())
     except OSError as error:
         raise LogError(f"{path} cannot be written ({error}): choose another folder") from error
 
@@ -287,8 +313,8 @@ def _gather(path: Path, order: Sequence[int]) -> set[int]:
     What is kept are whole rows, each idx once: other rows first, then the wanted ones in order. A
     kill at any moment leaves the old log with its parts, or the new one.
     """
-    parts = sorted(path.parent.glob(glob.escape(path.name) + ".part[0-9]*"))
-    text, rows = path.read_text(encoding="utf-8"), dict[int, str]()
+    parts, rows = _parts(path), dict[int, str]()
+    text = path.read_text(encoding="utf-8")
     header, *lines = _whole_lines(text)
     if not header.startswith("\t".join(COLUMNS)):
         raise LogError(f"{path} does not begin with the expected header; rename it")
@@ -338,19 +364,21 @@ def read_log(path: str | Path, bound: str | None = None) -> pd.DataFrame:
     if bound is None:
         return table
     try:
-        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        sidecar = files.settings_file(path)
+    except ValueError as error:  # it may be another log's
+        raise LogError(f"bound={bound!r}: {error}") from error
+    try:
+        about = files.read_settings(sidecar)
         made = about["sigma"], about["n"], about["alpha"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise LogError(
-            f"bound={bound!r}: {path.with_suffix('.json')} does not say sigma, n and alpha "
+            f"bound={bound!r}: {sidecar} does not say sigma, n and alpha "
             f"({error}); read the log without bound and use rebound"
         ) from error
     try:
         return rebound(table, *made, bound)
     except (ValueError, TypeError, LogError) as error:
-        raise LogError(
-            f"{path} with the settings in {path.with_suffix('.json')}: {error}"
-        ) from error
+        raise LogError(f"{path} with the settings in {sidecar}: {error}") from error
 
 
 def certified_accuracy(log: pd.DataFrame, radii: ArrayLike) -> NDArray[np.float64]:
@@ -358,7 +386,7 @@ def certified_accuracy(log: pd.DataFrame, radii: ArrayLike) -> NDArray[np.float6
 
     Source: Cohen et al. (2019), section 4: the certified test accuracy at radius r.
     """
-    log = check_rows(log)
+    log = check_rows(log, needed=("correct", "radius"))
     if len(log) == 0:
         raise ValueError("log has no rows: expected at least 1")
     correct, radius = log["correct"].to_numpy() == 1, log["radius"].to_numpy()
@@ -396,9 +424,9 @@ def rebound(
 
     Raises:
         LogError: for a log without counts or with a cell that no certification writes.
-        ValueError: for arguments out of range.
+        ValueError: for a log without labels or classes, or arguments out of range.
     """
-    log = check_rows(log)
+    log = check_rows(log, needed=("label", "predict"))
     counts = vote_counts(log)
     if counts.shape[1] == 0:
         raise LogError("the log has no counts: another bound cannot be computed from it")
@@ -424,11 +452,13 @@ def summary(logs: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> pd.Data
 
     Raises:
         LogError: for a log without rows.
+        ValueError: for a log without the columns ``predict``, ``radius`` and ``correct``.
     """
     import pandas as pd
 
     rows = {}
-    for name, log in logs.items():
+    for name, given in logs.items():
+        log = check_rows(given, f"the log {name}", ("predict", "radius", "correct"))
         if len(log) == 0:
             raise LogError(f"the log {name} has no rows: certify at least one image first")
         # One row has no standard error, but a run of one image must not end in an error.
@@ -442,5 +472,5 @@ def summary(logs: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> pd.Data
 
 def _scores(log: pd.DataFrame) -> NDArray[np.float64]:
     """What each row adds to the ACR: its radius, 0 where wrong or abstained."""
-    log = check_rows(log)
+    log = check_rows(log, needed=("correct", "radius"))
     return np.where(log["correct"] == 1, log["radius"], 0.0)

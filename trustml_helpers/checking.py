@@ -70,7 +70,7 @@ class Cases:
             yield
         except Wrong as what:
             self.wrong[name] = str(what)
-        except Exception as error:  # an answer of a kind that nobody thought of
+        except (Exception, SystemExit) as error:  # an answer of a kind that nobody thought of
             self.wrong[name] = f"the answer cannot be compared ({type(error).__name__}: {error})"
         if self.trouble:
             self.wrong[name] = self.trouble
@@ -159,7 +159,7 @@ def call(answer: Answer, *args: Any, may_borrow: bool = False) -> Any:
             found = answer(*args)
         except NotImplementedError:
             raise Wrong("not written yet") from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # no answer may end the grading
             raise Wrong(_where(error)) from None
         finally:
             sys.setprofile(before)
@@ -188,7 +188,7 @@ def _module(filename: str) -> str:
     return path.stem if path.parent == _PACKAGE else ""
 
 
-def _where(error: Exception) -> str:
+def _where(error: BaseException) -> str:
     """An exception in one sentence, with the line of the student's code where it came up."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.name != "call"]
     own = [f for f in frames if "site-packages" not in f.filename and f.line]

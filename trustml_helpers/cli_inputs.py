@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,6 +92,13 @@ def device(name: str | None) -> torch.device:
         raise ValueError(f"device={kind!r}: torch finds no GPU here; use --device cpu")
     if found.type == "cuda" and found.index is None:
         found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        torch.randn(1, device=found, generator=torch.Generator(found)).item()
+    except Exception as error:  # whatever a back end raises that is not there
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"device={kind!r}: torch cannot compute there ({reason}); use --device cpu"
+        ) from error
     return found
 
 
@@ -117,9 +123,15 @@ def _arrays(path: str) -> tuple[Tensor, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             x, y = arrays["images"], arrays["labels"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            kinds = x.dtype.kind, y.dtype.kind
+    except Exception as error:  # a damaged file raises errors of zipfile, zlib, NumPy, ...
         raise ValueError(f"data={path!r}: expected a file of numpy.savez with the arrays images "
                          f"and labels ({error})") from error  # fmt: skip
+    if not (kinds[0] in "fiub" and kinds[1] in "fiub" and np.all(np.mod(y, 1) == 0)):
+        raise ValueError(
+            f"data={path!r}: expected images of real numbers and whole labels, got {x.dtype} and "
+            f"{y.dtype}"
+        )
     scaled = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32)
     return torch.from_numpy(scaled), torch.from_numpy(y.astype(np.int64))
 
@@ -131,6 +143,8 @@ def _check(name: str, x: Any, y: Any) -> None:
             f"data={name!r}: expected floating-point images (m, C, H, W) and m whole labels, got "
             f"{_form(x)} and {_form(y)}"
         )
+    if len(x) == 0:
+        raise ValueError(f"data={name!r}: has no images")
     low, high = (float(x.min()), float(x.max())) if x.numel() else (0.0, 0.0)
     if not (low >= -1e-6 and high <= 1 + 1e-6):  # NaN is neither
         raise ValueError(

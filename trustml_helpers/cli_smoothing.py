@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from torch import Tensor, nn
 
 from trustml_helpers import certification, cli_inputs, execution, smoothing
+from trustml_helpers.files import read_settings, settings_file
 from trustml_helpers.robustness import progress_bar
 
 
@@ -207,6 +207,11 @@ def plot(
     Reads the logs of this project and those in the format of Cohen et al. (2019).
     """
     check_output(output)
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    pictures = FigureCanvasBase.get_supported_filetypes()
+    if output.suffix[1:].lower() not in pictures:
+        raise ValueError(f"output={str(output)!r}: expected a picture, such as {output.stem}.png")
     if points < 2:
         raise ValueError(f"points={points}: expected at least 2")
     if len({path.stem for path in logs}) < len(logs):
@@ -241,24 +246,46 @@ def audit(
     Ends with exit code 1 if anything is wrong.
     """
     table = certification.read_log(log)
-    beside = log.with_suffix(".json")
-    known = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+    known = _settings(log)
     if known.get("bound", "one_class") != "one_class":
         raise ValueError(f"{log} holds {known['bound']} radii; the audit knows one-class radii")
-    if sigma is None and "sigma" not in known:
-        raise ValueError(f"sigma: {beside} does not exist; pass --sigma")
+    sigma = known.get("sigma") if sigma is None else sigma
+    if sigma is None:
+        raise ValueError(f"sigma: there are no settings beside {log}; pass --sigma")
     if alpha is None and n is None:
         alpha, n = known.get("alpha"), known.get("n")
-    found = certification.audit_log(
-        table, known["sigma"] if sigma is None else sigma, alpha=alpha, n=n
-    )
+    found = certification.audit_log(table, sigma, alpha=alpha, n=n)
     typer.echo(str(found))
     if not found.passed:
         raise typer.Exit(1)
 
 
+def _settings(log: Path) -> dict[str, Any]:
+    """What the JSON beside a log says; nothing if there is none, or it may be another log's."""
+    try:
+        beside = settings_file(log)
+    except ValueError:
+        return {}
+    if not beside.exists():
+        return {}
+    try:
+        known = read_settings(beside)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{beside} cannot be read ({error}); restore or remove it") from error
+    for name in ("sigma", "n", "alpha"):
+        if not isinstance(known.get(name), int | float):
+            raise ValueError(
+                f"{beside} has no number {name}, so it is not the settings of {log}; restore it, "
+                "or remove it and pass --sigma"
+            )
+    return known
+
+
 def check_output(output: Path | None) -> None:
-    """Raise ValueError, before any work, if a file could not be written for want of its folder."""
+    """Raise ValueError, before any work, if a file could not be written for want of its folder, or
+    where a folder is."""
+    if output is not None and output.is_dir():
+        raise ValueError(f"output={str(output)!r}: is a folder; name a file in it")
     if output is not None and not output.resolve().parent.is_dir():
         raise ValueError(f"output={str(output)!r}: the folder does not exist; create it first")
 
@@ -301,5 +328,7 @@ def _smoothed(
 def _print(logs: dict[str, certification.Log]) -> None:
     largest = max((log["radius"].max() for log in logs.values() if len(log)), default=0.0)
     step = 0.25 if largest < 2 else 0.5
+    while largest > 40 * step:  # a table of places that can still be read
+        step *= 2
     radii = [k * step for k in range(int(largest / step) + 1)]
     typer.echo(certification.summary(logs, radii).to_string(float_format="{:.4f}".format))

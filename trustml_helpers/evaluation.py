@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from trustml_helpers import bounds
-from trustml_helpers.losses import Attack, check_attacked, check_place, is_fooled
+from trustml_helpers.losses import Attack, check_attacked, check_place, check_tensors, is_fooled
 from trustml_helpers.models import logits_of, unchanged
 
 if TYPE_CHECKING:
@@ -108,10 +108,14 @@ def broken_by(
         model, x, y, batch_size, progress: as for :func:`robust_correct`.
         attacks: by name, in the order to run them: cheap ones first save work.
 
+    Raises:
+        ValueError: for a name that stands for something else, see :func:`check_names`.
+
     >>> shift = {"shift": lambda model, x, y: x.flip(1)}
     >>> broken_by(lambda x: x, torch.eye(3), torch.tensor([0, 1, 0]), shift)
     ['shift', '', 'clean']
     """
+    check_names(attacks)
     names = ["clean", *attacks, ""]
     found = _rounds(model, x, y, list(attacks.values()), batch_size, progress)
     return [names[number] for number in found.tolist()]
@@ -174,12 +178,16 @@ def attack_matrix(
         models, attacks: by the name to show.
         x, y, batch_size, progress: as for :func:`robust_correct`.
 
+    Raises:
+        ValueError: for an attack whose name stands for something else, see :func:`check_names`.
+
     >>> attack_matrix({"id": lambda x: x}, {"none": lambda m, x, y: x}, torch.eye(2),
     ...               torch.arange(2)).loc["id"].tolist()
     [1.0, 1.0, 1.0]
     """
     import pandas as pd
 
+    check_names(attacks)
     table: dict[str, dict[str, float]] = {}
     bar = progress_bar(progress)(total=len(models) * len(attacks), desc="matrix")
     for model_name, model in models.items():
@@ -193,6 +201,16 @@ def attack_matrix(
         table[model_name] = row | {"worst case": _share(standing)}
     bar.close()
     return pd.DataFrame.from_dict(table, orient="index")
+
+
+def check_names(attacks: Iterable[str]) -> None:
+    """Raise ValueError if an attack is called like what a table says without an attack."""
+    for name in attacks:
+        if name in ("", "clean", "worst case"):
+            raise ValueError(
+                f"attacks: one is called {name!r}, which stands for something else in the results; "
+                "rename it"
+            )
 
 
 def progress_bar(show: bool) -> Callable[..., Any]:
@@ -210,6 +228,7 @@ def _share(flags: Tensor) -> float:
 
 
 def _check(x: Tensor, y: Tensor, batch_size: int) -> None:
+    check_tensors(x=x, y=y)
     if x.ndim == 0 or y.ndim != 1 or len(x) != len(y) or y.is_floating_point():
         raise ValueError(
             f"x and y: expected images (n, ...) and n whole labels, got {tuple(x.shape)} and "

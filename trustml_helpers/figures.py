@@ -69,6 +69,12 @@ def filled(**given: Any) -> None:
             raise ValueError(f"{name} is empty: expected at least one")
 
 
+def check_one_each(name: str, values: Sequence[Any] | None, count: int, of: str) -> None:
+    """Refuse names, where any are given, of which there are too few or too many."""
+    if values and len(values) != count:
+        raise ValueError(f"{name} has {len(values)} for {count} {of}: expected one for each")
+
+
 def show(figure: Figure, alt: str) -> None:
     """Display a figure in a notebook with a text alternative, and close it.
 
@@ -134,6 +140,9 @@ def perturbations(
         label: the true class, hatched in the bar chart.
     """
     filled(rows=rows)
+    classes = min(len(probabilities) for *_, probabilities in rows)
+    if label is not None and not 0 <= label < classes:
+        raise ValueError(f"label={label}: expected a class from 0 to {classes - 1}, or None")
     fig, grid = plt.subplots(
         len(rows), 4, figsize=(11, 2.9 * len(rows)), squeeze=False,
         gridspec_kw={"width_ratios": [1, 1.15, 1, 1.5]},
@@ -182,6 +191,12 @@ def pictures(
         width: inches per image.
     """
     filled(images=images)
+    for r, row in enumerate(images):
+        filled(**{f"images[{r}]": row})
+    check_one_each("titles", titles, len(images), "rows")
+    for r, texts in enumerate(titles or ()):
+        check_one_each(f"titles[{r}]", texts, len(images[r]), "images")
+    check_one_each("row_names", row_names, len(images), "rows")
     tall, wide = len(images), max(len(row) for row in images)
     left = 1.0 if row_names else 0.0
     size = (left + width * wide, (width + (0.35 if titles else 0.08)) * tall)
@@ -226,6 +241,7 @@ def curves(
         for name, y in lines.items():
             if len(y) != len(x):
                 raise ValueError(f"panels: {name!r} has {len(y)} values at {len(x)} {where}")
+    check_one_each("titles", titles, len(panels), "panels")
     names = list(dict.fromkeys(name for _, _, lines in panels for name in lines))
     names = [name for name in names if name not in reference]
     fig, grid = plt.subplots(

@@ -137,7 +137,9 @@ def grade(
     first = ["student", "status", "points", "of", "by_hand_open", "notes"]
     table = table[first + [name for name in table.columns if name not in first]]
     if (out / "grades.csv").exists():  # students of an earlier folder keep their row
-        earlier = pd.read_csv(out / "grades.csv", dtype={"student": str})
+        earlier = pd.read_csv(
+            out / "grades.csv", dtype={"student": str}, na_values=[""], keep_default_na=False
+        )
         table = pd.concat([table, earlier[~earlier["student"].isin(table["student"])]])
     _write_csv(table, out / "grades.csv")
     written = [c.metadata["nbgrader"]["grade_id"] for c in blank.cells if _is_written(c)]
@@ -376,11 +378,15 @@ def _by_hand(path: Path) -> dict[str, dict[str, float]]:
 
     if not path.exists():
         return {}
-    table = pd.read_csv(path, dtype={"student": str}).set_index("student")
     try:
-        table = table.astype(float)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)  # NA and null are names, too
+        table = table.set_index("student").replace("", "nan").astype(float)
+    except KeyError as error:
+        raise HomeworkError(f"{path}: expected the column student, and one per question") from error
     except ValueError as error:
         raise HomeworkError(f"{path}: expected points as numbers, or nothing ({error})") from error
+    if table.index.has_duplicates:
+        raise HomeworkError(f"{path}: {table.index[table.index.duplicated()][0]!r} is there twice")
     return {
         str(student): {str(k): float(v) for k, v in row.items() if v == v}
         for student, row in table.iterrows()

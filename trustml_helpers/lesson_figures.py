@@ -23,13 +23,16 @@ def norm_balls(gradient: tuple[float, float], steps: Mapping[str, tuple[float, f
         steps: ``{"linf" | "l2" | "l1": the maximiser of gradient . step on the unit ball}``.
     """
     filled(steps=steps)
+    symbols = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$"}
+    for name in steps:
+        if name not in symbols:
+            raise ValueError(f"steps: {name!r} is no norm, expected {', '.join(symbols)}")
     angle = np.linspace(0, 2 * np.pi, 200)
     outlines = {
         "linf": (np.array([1, 1, -1, -1, 1]), np.array([1, -1, -1, 1, 1])),
         "l2": (np.cos(angle), np.sin(angle)),
         "l1": (np.array([1, 0, -1, 0, 1]), np.array([0, -1, 0, 1, 0])),
     }
-    symbols = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$"}
     fig, grid = plt.subplots(1, len(steps), figsize=(3.6 * len(steps), 3.7), squeeze=False)
     for axes, (name, step) in zip(grid[0], steps.items(), strict=True):
         axes.fill(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,18 +52,27 @@ def read_table(path: Path) -> pd.DataFrame:
     return table
 
 
-def check_rows(log: pd.DataFrame, where: object = "log") -> pd.DataFrame:
+def check_rows(
+    log: pd.DataFrame, where: object = "log", needed: Sequence[str] = ()
+) -> pd.DataFrame:
     """The log with numbers for what should be numbers, whole ones but for the radius.
 
     Args:
         log: with any of the columns ``idx label predict correct radius count_...``.
         where: what the message calls it.
+        needed: columns that it must have.
 
     Raises:
         LogError: for a cell that no certification writes.
+        ValueError: for a column that is missing.
     """
     import pandas as pd
 
+    if missing := [name for name in needed if name not in log]:
+        raise ValueError(
+            f"{where} lacks the column {', '.join(missing)}: expected a log as read_log gives it, "
+            f"got the columns {', '.join(map(str, log.columns))}"
+        )
     counts = [name for name in log.columns if str(name).startswith("count_")]
     most = {"correct": 1.0, "predict": len(counts) - 1 if counts else np.inf}
     found = {}

@@ -18,6 +18,8 @@ Model = Callable[[Tensor], Tensor]
 Attack = Callable[[Any, Tensor, Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+_NO_LABEL = torch.iinfo(torch.int64).min  # torch would pass over labels of -100
+
 
 class NotDifferentiable(ValueError):
     """The logits of a model do not depend on its input in a way that can be differentiated."""
@@ -26,7 +28,7 @@ class NotDifferentiable(ValueError):
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy per example, ``(n,)``."""
     with _labels_that_fit(logits, y):
-        return F.cross_entropy(logits, y, reduction="none")
+        return F.cross_entropy(logits, y, reduction="none", ignore_index=_NO_LABEL)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -201,6 +203,7 @@ def check(
         raise ValueError(f"loss={loss!r}: expected one of {', '.join(LOSSES)}")
     if not 0 <= eps <= LARGEST:
         raise ValueError(f"eps={eps}: expected a number from 0 to {LARGEST:g}, in pixel units")
+    check_tensors(x=x, y=y)
     if not x.is_floating_point() or x.ndim < 2:
         raise TypeError(
             f"x: expected a floating-point tensor (n, ...), got {x.dtype} of shape {tuple(x.shape)}"
@@ -236,21 +239,52 @@ def check(
 
 def check_place(x: Tensor, y: Tensor, name: str = "y") -> None:
     """Refuse labels that are on another device than their images."""
+    check_tensors(**{"x": x, name: y})
     if x.device != y.device:
         raise ValueError(
             f"{name} is on {y.device} and x on {x.device}: move one of them, y.to(x.device)"
         )
 
 
+def check_tensors(**given: Any) -> None:
+    """Refuse arrays and lists where tensors are expected."""
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            kind = type(value)
+            where = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+            raise TypeError(
+                f"{name} is a {where}{kind.__qualname__}: expected a torch.Tensor, as "
+                "torch.from_numpy(...) or torch.tensor(...) gives"
+            )
+
+
 def mean_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """The usual loss; labels that do not fit the logits end in a ValueError that names y."""
     with _labels_that_fit(logits, y):
+        _check_classes(logits, y)
         return F.cross_entropy(logits, y)
+
+
+def mean_negative_log(log_p: Tensor, y: Tensor) -> Tensor:
+    """:func:`mean_cross_entropy` from log-probabilities ``(n, K)``."""
+    with _labels_that_fit(log_p, y):
+        _check_classes(log_p, y)
+        return F.nll_loss(log_p, y)
+
+
+def _check_classes(logits: Tensor, y: Tensor) -> None:
+    """Refuse labels that are no classes: torch passes over -100, and a GPU fails for good."""
+    if y.numel() and not y.is_floating_point():  # floating-point: shares of classes
+        low, high = torch.stack(torch.aminmax(y)).tolist()  # one message from a GPU
+        if not 0 <= low <= high < logits.shape[1]:
+            raise ValueError(f"they lie in {low} to {high}, expected 0 to {logits.shape[1] - 1}")
 
 
 @contextmanager
 def _labels_that_fit(logits: Tensor, *labels: Tensor) -> Iterator[None]:
     """What torch says of labels that do not fit, as a ValueError that names y."""
+    for y in labels:
+        check_tensors(y=y)
     try:
         yield
     except torch.cuda.OutOfMemoryError:
@@ -264,6 +298,7 @@ def _labels_that_fit(logits: Tensor, *labels: Tensor) -> Iterator[None]:
 
 def check_attacked(x_adv: Any, x: Tensor) -> Tensor:
     """What an attack returned, if it can stand for x; else an error that names the attack."""
+    check_tensors(x=x)
     if not isinstance(x_adv, Tensor):
         raise TypeError(f"attack: expected a tensor x_adv, got {type(x_adv).__name__}")
     if x_adv.shape != x.shape or not x_adv.is_floating_point():

@@ -131,6 +131,7 @@ def unchanged(model: Any) -> Iterator[None]:
             yield
         return
     flags = [(module, module.training) for module in model.modules()]
+    held = [(module, dict(module._buffers)) for module, _ in flags]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     gradients = [(g, g.clone()) for _, _, g in parameters if g is not None]
@@ -143,6 +144,9 @@ def unchanged(model: Any) -> Iterator[None]:
         finally:
             for module, training in flags:
                 module.training = training
+            for module, tensors in held:  # forward may have put others in their place
+                module._buffers.clear()
+                module._buffers.update(tensors)
             for now, before in buffers + gradients:
                 # Not in the eyes of autograd: a loss computed before may still need the buffer.
                 now.data.copy_(before)
@@ -330,8 +334,18 @@ def logits_of(model: Any, x: Tensor) -> Tensor:
     return check_logits(call(model, x), len(x))
 
 
+def check_tensor(logits: Any) -> None:
+    """Raise ValueError unless what the model returned is a tensor."""
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            f"model: expected logits as a torch.Tensor, got {type(logits).__name__}; wrap the "
+            "model, for example lambda x: model(x)[0]"
+        )
+
+
 def check_logits(logits: Tensor, count: int) -> Tensor:
     """The logits, if they are ``(count, K)`` with K at least 2; else ValueError."""
+    check_tensor(logits)
     if logits.ndim != 2 or len(logits) != count or logits.shape[1] < 2:
         raise ValueError(
             f"model: expected logits of shape ({count}, K >= 2), got {tuple(logits.shape)}"

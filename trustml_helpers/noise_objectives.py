@@ -17,8 +17,13 @@ from torch import Tensor
 
 from trustml_helpers.attacks import pgd_smoothed
 from trustml_helpers.bounds import check_sigma
-from trustml_helpers.losses import log_mean_softmax, mean_cross_entropy
-from trustml_helpers.models import call
+from trustml_helpers.losses import (
+    check_tensors,
+    log_mean_softmax,
+    mean_cross_entropy,
+    mean_negative_log,
+)
+from trustml_helpers.models import logits_of
 from trustml_helpers.norms import NORMS, Bounds, columns, draw
 
 Objective = Callable[[Any, Tensor, Tensor], Tensor]
@@ -60,7 +65,8 @@ def stability(sigma: float, lam: float = 2.0, *, generator: torch.Generator) -> 
     _check(sigma, 1, lam=lam)
 
     def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
-        clean = _widened(call(model, x))
+        check_tensors(x=x)
+        clean = _widened(logits_of(model, x))
         noisy = _logits_under(_noise(x, 1, sigma, generator), model, x)[:, 0]
         return mean_cross_entropy(clean, y) + lam * F.cross_entropy(noisy, clean.softmax(1))
 
@@ -182,7 +188,7 @@ def macer(
 
     def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
         logits = _logits_under(_noise(x, samples, sigma, generator), model, x)
-        loss = F.nll_loss(log_mean_softmax(logits), y)
+        loss = mean_negative_log(log_mean_softmax(logits), y)
         if lam == 0:
             return loss
         # In float64: in float32 a share within 6e-8 of 1 is 1, and its quantile infinite.
@@ -267,17 +273,19 @@ def _consistency(logits: Tensor, y: Tensor, lam: float, eta: float) -> Tensor:
 
 def _each(log_p: Tensor, y: Tensor) -> Tensor:
     """Mean cross-entropy of the single copies, from log-probabilities ``(n, samples, K)``."""
-    return F.nll_loss(log_p.flatten(0, 1), y.repeat_interleave(log_p.shape[1]))
+    check_tensors(y=y)
+    return mean_negative_log(log_p.flatten(0, 1), y.repeat_interleave(log_p.shape[1]))
 
 
 def _noise(x: Tensor, samples: int, sigma: float, generator: torch.Generator) -> Tensor:
     """Fresh noise ``(n, samples, ...)``, for every image its own."""
+    check_tensors(x=x)
     return sigma * draw(x.new_empty(len(x), samples, *x.shape[1:]), torch.randn, generator)
 
 
 def _logits_under(noise: Tensor, model: Any, x: Tensor) -> Tensor:
     """Logits ``(n, samples, K)`` of the noisy copies, in one pass."""
-    logits = call(model, (x[:, None] + noise).flatten(0, 1))
+    logits = logits_of(model, (x[:, None] + noise).flatten(0, 1))
     return _widened(logits).unflatten(0, noise.shape[:2])
 
 

@@ -29,6 +29,11 @@ class Ball(NamedTuple):
 
 def given_or_fresh(generator: torch.Generator | None, x: Tensor) -> torch.Generator:
     """The given generator, or a new one on the device of x, seeded by the operating system."""
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(
+            f"generator={generator!r}: expected a torch.Generator, for example "
+            "torch.Generator().manual_seed(0)"
+        )
     if generator is None:
         generator = torch.Generator(x.device)
         generator.seed()
@@ -64,6 +69,28 @@ def _clamp(x: Tensor, bounds: Bounds) -> Tensor:
     return x if bounds is None else x.clamp(*bounds)
 
 
+def _despite_rounding(
+    project: Callable[[Tensor], Tensor], x: Tensor, eps: float, size: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """The projection, its result drawn nearer to x where rounding put it outside the ball.
+
+    In half precision, and with very many pixels, what rounding adds to each of them adds up.
+    """
+    exact = x.double()
+    less = 1 - max(torch.finfo(x.dtype).eps, 1e-7)
+
+    def inside(z: Tensor) -> Tensor:
+        z = project(z)
+        moved = wanted = z.double() - exact
+        while (outside := size(moved) > eps * (1 + 1e-6)).any():
+            wanted = wanted * columns(torch.where(outside, less * eps / size(moved), 1.0), x)
+            z = torch.where(columns(outside, x), (exact + wanted).to(x.dtype), z)
+            moved = z.double() - exact
+        return z
+
+    return inside
+
+
 # --- l-inf ---------------------------------------------------------------------------------------
 
 
@@ -86,8 +113,9 @@ def _linf_projection(x: Tensor, eps: float, bounds: Bounds) -> Callable[[Tensor]
         x.abs().max().item() if bounds is None and x.numel() else max(map(abs, bounds or (0,)))
     )
     unit = torch.finfo(x.dtype).eps * max(largest + eps, 1)
-    lower.add_((x - lower).sub_(radius).clamp_(min=0).sign_(), alpha=unit)
-    upper.sub_((upper - x).sub_(radius).clamp_(min=0).sign_(), alpha=unit)
+    exact = x.float() if x.dtype.itemsize < 4 else x  # half precision rounds the difference, too
+    lower.add_((exact - lower).sub_(radius).clamp_(min=0).sign_(), alpha=unit)
+    upper.sub_((upper - exact).sub_(radius).clamp_(min=0).sign_(), alpha=unit)
     if bounds is not None:
         lower, upper = lower.clamp_(min=bounds[0]), upper.clamp_(max=bounds[1])
     return lambda z: torch.clamp(z, lower, upper)
@@ -96,8 +124,12 @@ def _linf_projection(x: Tensor, eps: float, bounds: Bounds) -> Callable[[Tensor]
 # --- l2 ------------------------------------------------------------------------------------------
 
 
+def _l2_size(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1)
+
+
 def _l2_norm(x: Tensor) -> Tensor:
-    return columns(x.flatten(1).norm(dim=1), x)
+    return columns(_l2_size(x), x)
 
 
 def _l2_unit(direction: Tensor) -> Tensor:
@@ -122,7 +154,12 @@ def _l2_projection(x: Tensor, eps: float, bounds: Bounds) -> Callable[[Tensor], 
     """The nearest point of ball and box: ``x + clip(s * (z - x))`` for one s in (0, 1] per row."""
     tiny = torch.finfo(x.dtype).tiny
     if bounds is None:
-        return lambda z: x + (z - x) * (eps / _l2_norm(z - x).clamp(min=tiny)).clamp(max=1)
+        return _despite_rounding(
+            lambda z: x + (z - x) * (eps / _l2_norm(z - x).clamp(min=tiny)).clamp(max=1),
+            x,
+            eps,
+            _l2_size,
+        )
     lower, upper = bounds[0] - x, bounds[1] - x
 
     def project(z: Tensor) -> Tensor:
@@ -143,10 +180,14 @@ def _l2_projection(x: Tensor, eps: float, bounds: Bounds) -> Callable[[Tensor], 
         step = step * (eps / _l2_norm(step).clamp(min=tiny)).clamp(max=1)
         return _clamp(x + step, bounds)
 
-    return project
+    return _despite_rounding(project, x, eps, _l2_size)
 
 
 # --- l1 ------------------------------------------------------------------------------------------
+
+
+def _l1_size(x: Tensor) -> Tensor:
+    return x.flatten(1).abs().sum(1)
 
 
 def _room(x: Tensor, direction: Tensor, bounds: Bounds) -> Tensor:
@@ -207,7 +248,7 @@ def _l1_projection(x: Tensor, eps: float, bounds: Bounds) -> Callable[[Tensor], 
         step = step * (eps / step.sum(1, keepdim=True).clamp(min=eps)) if eps else step * 0
         return _clamp(x + delta.sign() * step.view_as(x), bounds)
 
-    return project
+    return _despite_rounding(project, x, eps, _l1_size)
 
 
 NORMS: dict[str, Ball] = {
@@ -223,13 +264,13 @@ NORMS: dict[str, Ball] = {
         _l2_ascend,
         _l2_projection,
         lambda eps, steps: min(10 * eps / max(steps, 1), eps),
-        lambda x: x.flatten(1).norm(dim=1),
+        _l2_size,
     ),
     "l1": Ball(
         _l1_uniform,
         _l1_ascend,
         _l1_projection,
         lambda eps, steps: eps / 4,
-        lambda x: x.flatten(1).abs().sum(1),
+        _l1_size,
     ),
 }

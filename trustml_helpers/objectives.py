@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trustml_helpers.attacks import Attack, pgd
-from trustml_helpers.losses import check_attacked, mean_cross_entropy
-from trustml_helpers.models import call
+from trustml_helpers.losses import check_attacked, check_tensors, mean_cross_entropy
+from trustml_helpers.models import logits_of
 from trustml_helpers.noise_objectives import (
     Objective,
     consistency,
@@ -46,7 +46,8 @@ def standard(model: Any, x: Tensor, y: Tensor) -> Tensor:
     >>> standard(lambda x: x, torch.zeros(2, 10), torch.tensor([0, 1]))
     tensor(2.3026)
     """
-    return mean_cross_entropy(call(model, x), y)
+    check_tensors(x=x, y=y)
+    return mean_cross_entropy(logits_of(model, x), y)
 
 
 def adversarial(attack: Attack) -> Objective:
@@ -133,7 +134,8 @@ def trades(
         raise ValueError(f"beta={beta}: expected a finite number >= 0")
 
     def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
-        logits = call(model, x)
+        check_tensors(x=x, y=y)
+        logits = logits_of(model, x)
         clean = logits.log_softmax(1)
         fixed = clean.detach()
 
@@ -144,7 +146,7 @@ def trades(
             model, x, y, eps, norm=norm, bounds=bounds, steps=steps, step_size=step_size,
             start=x + 0.001 * draw(x, torch.randn, generator), loss=moved, keep="last",
         )  # fmt: skip
-        attacked = call(model, x_adv).log_softmax(1)
+        attacked = logits_of(model, x_adv).log_softmax(1)
         divergence = F.kl_div(attacked, clean, log_target=True, reduction="batchmean")
         return mean_cross_entropy(logits, y) + beta * divergence
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from trustml_helpers.files import replace_file
-from trustml_helpers.models import CheckpointError
+from trustml_helpers.models import CheckpointError, raw_bytes
 
 
 def save_state(
@@ -50,17 +51,22 @@ def save_state(
                 plain.setdefault(str(number), {})[name] = value
     rest = {
         "about": about, "groups": moments["param_groups"], "plain": plain,
-        "scheduler": scheduler.state_dict() if scheduler else None,
+        "scheduler": scheduler.state_dict() if scheduler else None, "tensors": shapes(tensors),
     }  # fmt: skip
+    text = as_json(path, rest)
+    cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    replace_file(path, save(cpu, metadata={"state": text}))
+
+
+def as_json(path: Path, state: dict[str, Any]) -> str:
+    """The state as text; ValueError if it holds what JSON does not know."""
     try:
-        text = json.dumps(rest)
+        return json.dumps(state)
     except TypeError as error:
         raise ValueError(
             f"checkpoint={str(path)!r}: optimizer or scheduler hold a state that is neither "
             f"tensor nor JSON ({error}); train without checkpoint, or use another one"
         ) from error
-    cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    replace_file(path, save(cpu, metadata={"state": text}))
 
 
 def load_state(
@@ -92,17 +98,21 @@ def load_state(
         with safe_open(str(path), framework="pt") as file:
             rest = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        about = rest["about"]
-        found = about["settings"]
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        about, groups, kept = rest["about"], rest["groups"], rest["scheduler"]
+        found, _ = dict(about["settings"]), about["history"]
+        moments: dict[int, dict[str, Any]] = {int(n): dict(v) for n, v in rest["plain"].items()}
+        lost = _apart(rest["tensors"], shapes(tensors))
+        if any(lost):
+            raise ValueError(f"its tensors should be {lost[0]}, and are {lost[1]}")
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is not the state of a training run ({error}). {again}"
         ) from error
     for name, value in json.loads(json.dumps(settings)).items():
         if found.get(name) != value:
+            was, now = _apart(found.get(name), value)
             raise CheckpointError(
-                f"{path} belongs to another run: {name} was {found.get(name)!r}, now {value!r}. "
-                f"{again}"
+                f"{path} belongs to another run: {name} was {was!r}, now {now!r}. {again}"
             )
 
     def part(prefix: str) -> dict[str, Tensor]:
@@ -112,21 +122,85 @@ def load_state(
             if name.startswith(prefix)
         }
 
-    model.load_state_dict(part("model."))
-    moments: dict[int, dict[str, Any]] = {int(n): dict(v) for n, v in rest["plain"].items()}
     for name, value in part("optimizer.").items():
         number, entry = name.split(".", 1)
         moments.setdefault(int(number), {})[entry] = value
-    optimizer.load_state_dict({"state": moments, "param_groups": rest["groups"]})
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
     if scheduler is not None:
-        scheduler.load_state_dict(rest["scheduler"])
+        scheduler.load_state_dict(_as_before_json(kept, scheduler.state_dict()))
+    model.load_state_dict(part("model."))
     drawn = part(f"generator.{rank}.")
     return about, part("best."), [drawn[str(i)] for i in range(len(drawn))]
 
 
-def shapes(model: nn.Module) -> list[list[int]]:
-    """The shape of each parameter and buffer: enough to tell two designs apart."""
-    return [list(value.shape) for value in model.state_dict().values()]
+def _apart(was: Any, now: Any) -> tuple[Any, Any]:
+    """Both, without what two dictionaries have in common."""
+    if not (isinstance(was, dict) and isinstance(now, dict)):
+        return was, now
+    pairs = {
+        name: _apart(was.get(name), now.get(name))
+        for name in was | now
+        if was.get(name) != now.get(name)
+    }
+    return {name: a for name, (a, _) in pairs.items()}, {name: b for name, (_, b) in pairs.items()}
+
+
+def _as_before_json(saved: Any, fresh: Any) -> Any:
+    """What was saved; of what has not changed since the start, the fresh value: JSON turns whole
+    numbers that are keys, as the milestones of MultiStepLR, into strings."""
+    if json.loads(json.dumps(fresh)) == saved:
+        return fresh
+    if isinstance(fresh, dict) and isinstance(saved, dict):
+        keys = {str(key): key for key in fresh}
+        return {
+            keys.get(name, name): _as_before_json(value, fresh.get(keys.get(name)))
+            for name, value in saved.items()
+        }
+    if isinstance(fresh, list) and isinstance(saved, list) and len(fresh) == len(saved):
+        return [_as_before_json(old, new) for old, new in zip(saved, fresh, strict=True)]
+    return saved
+
+
+def shapes(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Dtype and shape of each parameter and buffer: enough to tell two designs apart."""
+    return {name: f"{value.dtype} {list(value.shape)}" for name, value in tensors.items()}
+
+
+def digest(*tensors: Tensor) -> str:
+    """Start of the sha256 over dtype, shape and numbers: tells data sets apart."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+        for rows in tensor.split(4096):  # in parts: no copy of the whole
+            found.update(raw_bytes(rows))
+    return found.hexdigest()[:16]
+
+
+def optimizer_settings(optimizer: Optimizer) -> dict[str, dict[str, str]]:
+    """Settings and number of parameters of each group, by its number."""
+    return {
+        str(number): {name: str(value) for name, value in group.items() if name != "params"}
+        | {"parameters": str(len(group["params"]))}
+        for number, group in enumerate(optimizer.param_groups)
+    }
+
+
+def scheduler_settings(scheduler: LRScheduler | None, steps: int) -> dict[str, Any]:
+    """What tells a fresh scheduler from another one of its class."""
+    if scheduler is None:
+        return {}
+    return {
+        "state": scheduler.state_dict(),
+        "rates": optimizer_settings(scheduler.optimizer),
+        "factors": _factors(scheduler, range(0, steps, max(1, steps // 10))),
+    }
+
+
+def _factors(scheduler: Any, steps: range) -> list[Any]:
+    """What the functions of LambdaLR, which are in no state, give at these steps."""
+    inner = [_factors(each, steps) for each in getattr(scheduler, "_schedulers", ())]
+    functions = getattr(scheduler, "lr_lambdas", ())
+    return inner + [[float(function(step)) for step in steps] for function in functions]
 
 
 def states(generators: tuple[torch.Generator, ...]) -> list[Tensor]:

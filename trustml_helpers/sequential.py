@@ -114,8 +114,10 @@ def plan(
     ([[10, 16]], True)
     """
     p = np.atleast_1d(np.asarray(p_null, dtype=float))
-    if not (np.all((p > 0) & (p < 1)) and np.all(np.diff(p) > 0)):
-        raise ValueError(f"p_null={p_null!r}: expected increasing values strictly in (0, 1)")
+    if not (len(p) and np.all((p > 0) & (p < 1)) and np.all(np.diff(p) > 0)):
+        raise ValueError(
+            f"p_null={p_null!r}: expected one or more increasing values strictly in (0, 1)"
+        )
     bounds.check_alpha(alpha)
     if alpha < SMALLEST_ALPHA:
         raise ValueError(f"alpha={alpha}: expected at least {SMALLEST_ALPHA:g}, for the rounding")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trustml_helpers import bounds, sequential
 from trustml_helpers.attacks import given_or_fresh
-from trustml_helpers.models import call, unchanged
+from trustml_helpers.models import call, check_tensor, unchanged
 from trustml_helpers.votes import (
     ABSTAIN,
     SHARES,
@@ -117,7 +117,8 @@ class SmoothedClassifier:
             x: images ``(b, ...)``, floating point, any range.
             n: noisy copies of each image, at least 1.
             generator: source of the noise; fresh entropy if not given.
-            batch_size: noisy images per forward pass; 256 if not given.
+            batch_size: noisy images per forward pass; 256 if not given. On a CPU the noise does
+                not depend on it.
 
         Returns:
             int64 counts ``(b, K)`` on the device of x. Each row adds up to n, less the votes that
@@ -128,6 +129,7 @@ class SmoothedClassifier:
         """
         batch_size = 256 if batch_size is None else batch_size
         _check(x, n, batch_size)
+        n, batch_size = int(n), int(batch_size)
         if isinstance(self.base_classifier, nn.Module) and any(
             module.training for module in self.base_classifier.modules()
         ):
@@ -162,6 +164,7 @@ class SmoothedClassifier:
     def _votes(self, noisy: Tensor) -> Tensor:
         """Votes ``(m, K)`` for noisy images ``(m, copies, ...)``."""
         logits = call(self.base_classifier, noisy.flatten(0, 1))
+        check_tensor(logits)
         if logits.ndim != 2 or logits.shape != (len(noisy) * noisy.shape[1], self.num_classes):
             raise ValueError(
                 f"base_classifier: expected logits of shape ({len(noisy) * noisy.shape[1]}, "
@@ -236,8 +239,11 @@ class SmoothedClassifier:
         """
         bounds.check_alpha(alpha)
         _check(x, n0, 1, name="n0")
+        bounds.check_counts(n=n)
         check_bound(bound)
-        smallest = math.floor(math.log2(1 / alpha)) + 1
+        # n equal votes bound p_A by (the top class's share of alpha) ** (1 / n), to be above 1/2.
+        share = alpha if bound == "one_class" else SHARES[0] * alpha
+        smallest = math.floor(-math.log2(share)) + 1
         if n < smallest:
             raise ValueError(
                 f"n={n}: even {n} equal votes certify nothing at alpha={alpha}; use at least "
@@ -293,8 +299,8 @@ class SmoothedClassifier:
         """
         _check(x, n0, 1, name="n0")
         grid = np.atleast_1d(np.asarray(radius, dtype=float))
-        if not (np.all(np.isfinite(grid) & (grid > 0)) and np.all(np.diff(grid) > 0)):
-            raise ValueError(f"radius={radius}: expected increasing values above 0")
+        if not (len(grid) and np.all(np.isfinite(grid) & (grid > 0)) and np.all(np.diff(grid) > 0)):
+            raise ValueError(f"radius={radius}: expected one or more increasing values above 0")
         sizes = sequential.looks(n_max)
         p_null = special.ndtr(grid / self.sigma)
         if p_null[-1] == 1 or np.any(np.diff(p_null) == 0):
@@ -404,16 +410,24 @@ def _drawn_ahead(
 ) -> Iterator[Tensor]:
     """Noise of each shape in turn, valid until the next one is asked for.
 
-    On a CPU with several threads it is drawn while the network works on the last batch: a
-    generator uses one thread, and the others would wait for it.
+    On a CPU PyTorch makes normal numbers by sixteens, and the rest of a tensor in another way. So
+    they are drawn by sixteens, and what is left over goes to the next shape: the numbers do not
+    depend on the batch size. With several threads they are drawn while the network works on the
+    last batch: a generator uses one thread, and the others would wait for it.
     """
-    largest = max(map(math.prod, shapes), default=0)
+    largest = max(map(math.prod, shapes), default=0) + 32
     buffers = [torch.empty(largest, dtype=dtype, device=generator.device) for _ in range(2)]
+    left = buffers[0][:0].clone()
 
     def draw(turn: int) -> Tensor:
+        nonlocal left
+        buffer, needed, old = buffers[turn % 2], math.prod(shapes[turn]), len(left)
+        end = old - (old - needed) // 16 * 16  # as many sixteens as are missing
         with torch.inference_mode():
-            noise = buffers[turn % 2][: math.prod(shapes[turn])].view(shapes[turn])
-            return noise.normal_(0, sigma, generator=generator)
+            buffer[:old] = left
+            buffer[old:end].normal_(0, sigma, generator=generator)
+            left = buffer[needed:end].clone()
+            return buffer[:needed].view(shapes[turn])
 
     # On a GPU all is queued anyway, in the caller's stream; and one thread means one thread.
     if generator.device.type != "cpu" or torch.get_num_threads() == 1:
@@ -429,11 +443,10 @@ def _drawn_ahead(
 
 
 def _check(x: Tensor, n: int, batch_size: int, name: str = "n") -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
     if not x.is_floating_point() or x.ndim < 2:
         raise TypeError(
             f"x: expected a floating-point tensor (b, ...), got {x.dtype} of shape {tuple(x.shape)}"
         )
-    if n < 1:
-        raise ValueError(f"{name}={n}: expected at least 1 sample")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    bounds.check_counts(**{name: n, "batch_size": batch_size})

@@ -36,6 +36,13 @@ def _regions(axes: Axes, axis: Sequence[float], classes: Any, title: str) -> Non
     axes.grid(visible=False)
 
 
+def _check_classes(name: str, classes: Any) -> None:
+    """Refuse classes that have no colour and hatching of their own."""
+    low, high = int(np.min(np.asarray(classes))), int(np.max(np.asarray(classes)))
+    if not 0 <= low <= high < len(_HATCHES):
+        raise ValueError(f"{name} holds classes {low} to {high}, expected 0 to {len(_HATCHES) - 1}")
+
+
 @styled
 def regions(axis: Sequence[float], panels: Mapping[str, Any]) -> Figure:
     """Decision regions of several classifiers of the plane, side by side.
@@ -45,6 +52,8 @@ def regions(axis: Sequence[float], panels: Mapping[str, Any]) -> Figure:
         panels: by title, classes ``(m, m)``, the first index along the horizontal axis.
     """
     filled(panels=panels)
+    for title, classes in panels.items():
+        _check_classes(f"panels: {title!r}", classes)
     fig, grid = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.3), squeeze=False)
     for axes, (title, classes) in zip(grid[0], panels.items(), strict=True):
         _regions(axes, axis, classes, title)
@@ -71,6 +80,11 @@ def vote(
         shares: observed share of each class.
         bounds: by class, the name and the value of a confidence bound to draw on its bar.
     """
+    filled(shares=shares)
+    for k in bounds:
+        if not 0 <= k < len(shares):
+            raise ValueError(f"bounds: class {k} has no share, expected 0 to {len(shares) - 1}")
+    _check_classes("classes", classes)
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.4, 4.3), width_ratios=[1.15, 1])
     _regions(left, axis, classes, "base classifier $f$, noise around $x$")
     angle = np.linspace(0, 2 * np.pi, 100)

@@ -6,6 +6,7 @@ has no way in.
 
 from __future__ import annotations
 
+import operator
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from trustml_helpers import objectives, processes, resume, robustness
 from trustml_helpers.attacks import Attack
 from trustml_helpers.files import only_writer
-from trustml_helpers.losses import check_place
+from trustml_helpers.losses import check_place, check_tensors
 from trustml_helpers.models import call, unchanged
 from trustml_helpers.norms import keyed_generator
 
@@ -117,7 +118,8 @@ def fit(
         precision: ``"float32"``, or ``"bfloat16"``: the objective, its attack included, runs
             under torch's autocast; weights, loss and validation stay in float32.
         checkpoint: file that holds the whole state after every epoch. If it exists, the run goes
-            on from there, exactly; with other settings it is refused.
+            on from there, exactly; with other settings, other data, attacks of other names or
+            another scheduler it is refused.
         generators: those that the objective draws from, to be saved and put back with the state.
         about: the objective and all else that the loop cannot see, in words; a checkpoint of a
             run that was about something else is refused.
@@ -145,12 +147,14 @@ def fit(
     import pandas as pd
 
     attacks, generators = attacks or {}, tuple(generators)
+    epochs, batch_size, seed = _whole(epochs=epochs, batch_size=batch_size, seed=seed)
     _check(train, validation, attacks, epochs, batch_size, best, precision)
     for name, part in (("train", train), ("validation", validation or train)):
         _check_labels(name, model, *part)
     train = train[0], train[1].long()
     order, per_epoch = torch.Generator().manual_seed(seed), -(-len(train[0]) // batch_size)
     descent = optimizer(model.parameters())
+    begins = resume.optimizer_settings(descent)  # a scheduler changes them
     schedule = scheduler(descent, epochs * per_epoch) if scheduler else None
     history: list[dict[str, Any]] = []
     weights: dict[str, Tensor] = {}
@@ -161,10 +165,16 @@ def fit(
         settings = {
             "about": about, "epochs": epochs, "batch_size": batch_size,
             "examples": len(train[0]), "seed": seed, "best": best, "precision": precision,
-            "processes": team.size,
-            "generators": len(generators), "model": resume.shapes(model),
-            "optimizer": [type(descent).__name__, str(descent.defaults)],
+            "processes": team.size, "attacks": list(attacks), "generators": len(generators),
+            "model": resume.shapes(model.state_dict()),
+            "optimizer": {"class": type(descent).__name__} | begins,
+            "scheduler": type(schedule).__name__ if schedule else None,
         }  # fmt: skip
+        if path:
+            settings["schedule"] = resume.scheduler_settings(schedule, epochs * per_epoch)
+            settings["train"] = resume.digest(*train)
+            settings["validation"] = resume.digest(*validation) if validation else None
+            resume.as_json(path, settings)  # refused now, not after an epoch
         team.same([*model.parameters(), *model.buffers()])
         for generator in generators if team.rank else ():
             generator.manual_seed(generator.initial_seed() + 1_000_003 * team.rank)
@@ -320,6 +330,18 @@ def _check_labels(name: str, model: nn.Module, images: Tensor, labels: Tensor) -
         )
 
 
+def _whole(**given: int) -> list[int]:
+    """The arguments as Python's whole numbers, which JSON knows; ValueError if one is none."""
+    for name, value in given.items():
+        try:
+            given[name] = operator.index(value)
+        except TypeError:
+            raise ValueError(f"{name}={value!r}: expected a whole number") from None
+    if not 0 <= given["seed"] < 2**63:
+        raise ValueError(f"seed={given['seed']}: expected a whole number from 0 to 2**63 - 1")
+    return list(given.values())
+
+
 def _check(
     train: Data,
     validation: Data | None,
@@ -330,6 +352,8 @@ def _check(
     precision: str,
 ) -> None:
     for name, part in (("train", train), ("validation", validation)):
+        if part is not None:
+            check_tensors(**{f"{name}: x": part[0], f"{name}: y": part[1]})
         if part is not None and (len(part[0]) != len(part[1]) or len(part[0]) == 0):
             raise ValueError(
                 f"{name}: expected as many images as labels, at least one; got {len(part[0])} and "

@@ -35,13 +35,15 @@ def abstention_probability(p_a: float, n: int, alpha: float) -> float:
     """
     if not 0.5 <= p_a <= 1:
         raise ValueError(f"p_a={p_a}: expected a probability of at least 1/2")
-    if n < 1:
-        raise ValueError(f"n={n}: expected at least 1 sample")
+    bounds.check_counts(n=n)
     bounds.check_alpha(alpha)
-    # Returned are all counts from the smallest one on that passes the test; none up to n / 2 does.
-    k = np.arange(n // 2 + 1, n + 1)
-    passed = k[2 * stats.binom.sf(k - 1, n, 0.5) <= alpha]
-    return float(stats.binom.cdf(passed[0] - 1, n, p_a)) if len(passed) else 1.0
+    # Returned are all counts from the smallest one on that passes the test.
+    k = int(stats.binom.isf(alpha / 2, n, 0.5)) + 1
+    while 2 * stats.binom.sf(k - 2, n, 0.5) <= alpha:  # the quantile may be one off
+        k -= 1
+    while 2 * stats.binom.sf(k - 1, n, 0.5) > alpha:
+        k += 1
+    return float(stats.binom.cdf(k - 1, n, p_a))
 
 
 def samples_needed(p_a: float, alpha: float, share: float = 0.01) -> int:
@@ -86,7 +88,7 @@ def decide(counts: Tensor, alpha: float) -> Tensor:
     >>> decide(torch.tensor([[60, 40, 0], [90, 10, 0], [5, 5, 5]]), 0.001).tolist()
     [-1, 0, -1]
     """
-    _check_votes(counts)
+    counts = _checked(counts)
     bounds.check_alpha(alpha)
     two = counts.topk(2, dim=1)
     first, second = two.values.cpu().numpy().T
@@ -114,7 +116,7 @@ def radii(
     """
     check_bound(bound)
     bounds.check_sigma(sigma)
-    _check_votes(counts)
+    counts = _checked(counts)
     if top.shape != counts.shape[:1] or not torch.all((top >= 0) & (top < counts.shape[1])):
         raise ValueError(f"top={top}: expected one of {counts.shape[1]} classes for each image")
     if not (n % 1 == 0 and n >= 1 and (counts.sum(1) <= n).all()):
@@ -136,12 +138,14 @@ def votes_for(counts: Tensor, top: Tensor) -> NDArray[np.int64]:
     return counts.gather(1, top[:, None])[:, 0].cpu().numpy()
 
 
-def _check_votes(counts: Tensor) -> None:
+def _checked(counts: Tensor) -> Tensor:
+    """The votes as int64, in which their sums cannot wrap around; ValueError if they are none."""
     if counts.ndim != 2 or counts.shape[1] < 2 or counts.is_floating_point() or (counts < 0).any():
         raise ValueError(
             f"counts: expected whole numbers (b, K >= 2) of at least 0, got {counts.dtype} of "
             f"shape {tuple(counts.shape)}"
         )
+    return counts.long()
 
 
 def check_bound(bound: str) -> None:
