@@ -6,7 +6,6 @@ has no way in.
 
 from __future__ import annotations
 
-import operator
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from trustml_helpers import objectives, processes, resume, robustness
 from trustml_helpers.attacks import Attack
-from trustml_helpers.files import only_writer
+from trustml_helpers.files import only_writer, whole
 from trustml_helpers.losses import check_place, check_tensors
 from trustml_helpers.models import call, unchanged
 from trustml_helpers.norms import keyed_generator
@@ -147,7 +146,9 @@ def fit(
     import pandas as pd
 
     attacks, generators = attacks or {}, tuple(generators)
-    epochs, batch_size, seed = _whole(epochs=epochs, batch_size=batch_size, seed=seed)
+    epochs, batch_size, seed = whole(epochs=epochs), whole(batch_size=batch_size), whole(seed=seed)
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed}: expected a whole number from 0 to 2**63 - 1")
     _check(train, validation, attacks, epochs, batch_size, best, precision)
     for name, part in (("train", train), ("validation", validation or train)):
         _check_labels(name, model, *part)
@@ -328,18 +329,6 @@ def _check_labels(name: str, model: nn.Module, images: Tensor, labels: Tensor) -
             f"{name}: labels {low} to {high}, but the model has {logits.shape[1]} classes: "
             f"expected 0 to {logits.shape[1] - 1}"
         )
-
-
-def _whole(**given: int) -> list[int]:
-    """The arguments as Python's whole numbers, which JSON knows; ValueError if one is none."""
-    for name, value in given.items():
-        try:
-            given[name] = operator.index(value)
-        except TypeError:
-            raise ValueError(f"{name}={value!r}: expected a whole number") from None
-    if not 0 <= given["seed"] < 2**63:
-        raise ValueError(f"seed={given['seed']}: expected a whole number from 0 to 2**63 - 1")
-    return list(given.values())
 
 
 def _check(
