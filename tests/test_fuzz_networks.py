@@ -271,6 +271,21 @@ def test_flags(fgsm, pgd):
     assert found == (fgsm >= 0.5 and pgd < fgsm / 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize("rows", [0, 1, 4096, 4097])
+def test_digests_tell_data_apart(dtype, rows):
+    """By numbers, dtype, shape and order, and not by how they lie in memory."""
+    x = torch.arange(2 * rows).view(2, rows).T.to(dtype)
+    known = models.digest(x)
+    assert models.digest(x.contiguous()) == known
+    others = [x.view(torch.int32) if dtype == torch.float32 else x.double(), x.reshape(-1)]
+    if rows:
+        others.append(x.clone())
+        others[-1][-1, -1] = 1 - others[-1][-1, -1].long()
+    found = {known, *map(models.digest, others), models.digest(x, x)}
+    assert len(found) == len(others) + 2
+
+
 # --- and nothing is left out ---------------------------------------------------------------------
 
 # Fixed arguments, or none; what only checks or passes on; what the tests of another file fuzz.

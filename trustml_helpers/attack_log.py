@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from trustml_helpers import bounds
 from trustml_helpers.evaluation import broken_by, check_names, progress_bar
 from trustml_helpers.files import only_writer, read_settings, replace_file, settings_file, whole
 from trustml_helpers.losses import Attack
-from trustml_helpers.models import fingerprint, raw_bytes
+from trustml_helpers.models import digest, fingerprint
 from trustml_helpers.norms import keyed_generator
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def attack_dataset(
     check_names(names)
     settings = {
         **about, "attacks": names, "batch_size": batch_size, "seed": seed, "images": len(images),
-        "images_sha256": _digest(images, labels), "model_sha256": fingerprint(model),
+        "images_sha256": digest(images, labels.long()), "model_sha256": fingerprint(model),
     }  # fmt: skip
     try:
         settings = json.loads(json.dumps(settings))
@@ -152,12 +151,6 @@ def summary(log: pd.DataFrame, attacks: Sequence[str]) -> dict[str, float]:
         standing -= int((log["broken_by"] == name).sum())
         found[name] = standing / len(log)
     return found
-
-
-def _digest(images: Tensor, labels: Tensor) -> str:
-    digest = hashlib.sha256(raw_bytes(images))
-    digest.update(raw_bytes(labels.long()))
-    return digest.hexdigest()
 
 
 def _begun(path: Path, settings: dict[str, Any], numbers: list[int]) -> list[tuple[int, int, str]]:

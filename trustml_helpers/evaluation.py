@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from trustml_helpers import bounds
-from trustml_helpers.losses import Attack, check_attacked, check_place, check_tensors, is_fooled
+from trustml_helpers.losses import Attack, check_attacked, check_place, is_fooled
 from trustml_helpers.models import logits_of, unchanged
 
 if TYPE_CHECKING:
@@ -228,11 +228,10 @@ def _share(flags: Tensor) -> float:
 
 
 def _check(x: Tensor, y: Tensor, batch_size: int) -> None:
-    check_tensors(x=x, y=y)
+    check_place(x, y)
     if x.ndim == 0 or y.ndim != 1 or len(x) != len(y) or y.is_floating_point():
         raise ValueError(
             f"x and y: expected images (n, ...) and n whole labels, got {tuple(x.shape)} and "
             f"{tuple(y.shape)} of {y.dtype}"
         )
-    check_place(x, y)
     bounds.check_counts(batch_size=batch_size)

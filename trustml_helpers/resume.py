@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from trustml_helpers.files import replace_file
-from trustml_helpers.models import CheckpointError, raw_bytes
+from trustml_helpers.models import CheckpointError
 
 
 def save_state(
@@ -164,16 +163,6 @@ def _as_before_json(saved: Any, fresh: Any) -> Any:
 def shapes(tensors: dict[str, Tensor]) -> dict[str, str]:
     """Dtype and shape of each parameter and buffer: enough to tell two designs apart."""
     return {name: f"{value.dtype} {list(value.shape)}" for name, value in tensors.items()}
-
-
-def digest(*tensors: Tensor) -> str:
-    """Start of the sha256 over dtype, shape and numbers: tells data sets apart."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-        for rows in tensor.split(4096):  # in parts: no copy of the whole
-            found.update(raw_bytes(rows))
-    return found.hexdigest()[:16]
 
 
 def optimizer_settings(optimizer: Optimizer) -> dict[str, dict[str, str]]:

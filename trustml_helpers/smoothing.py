@@ -22,6 +22,7 @@ from trustml_helpers.votes import (
     SHARES,
     abstention_probability,
     check_bound,
+    check_enough,
     decide,
     radii,
     samples_needed,
@@ -241,14 +242,7 @@ class SmoothedClassifier:
         _check(x, n0, 1, name="n0")
         bounds.check_counts(n=n)
         check_bound(bound)
-        # n equal votes bound p_A by (the top class's share of alpha) ** (1 / n), to be above 1/2.
-        share = alpha if bound == "one_class" else SHARES[0] * alpha
-        smallest = math.floor(-math.log2(share)) + 1
-        if n < smallest:
-            raise ValueError(
-                f"n={n}: even {n} equal votes certify nothing at alpha={alpha}; use at least "
-                f"n={smallest}"
-            )
+        check_enough(n, alpha, bound)
         generator = given_or_fresh(generator, x)
         top = self.sample_under_noise(x, n0, generator, batch_size).argmax(1)
         counts = self.sample_under_noise(x, n, generator, batch_size)

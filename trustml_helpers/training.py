@@ -22,7 +22,7 @@ from trustml_helpers import objectives, processes, resume, robustness
 from trustml_helpers.attacks import Attack
 from trustml_helpers.files import only_writer, whole
 from trustml_helpers.losses import check_place, check_tensors
-from trustml_helpers.models import call, unchanged
+from trustml_helpers.models import call, digest, unchanged
 from trustml_helpers.norms import keyed_generator
 
 if TYPE_CHECKING:
@@ -173,8 +173,8 @@ def fit(
         }  # fmt: skip
         if path:
             settings["schedule"] = resume.scheduler_settings(schedule, epochs * per_epoch)
-            settings["train"] = resume.digest(*train)
-            settings["validation"] = resume.digest(*validation) if validation else None
+            settings["train"] = digest(*train)[:16]
+            settings["validation"] = digest(*validation)[:16] if validation else None
             resume.as_json(path, settings)  # refused now, not after an epoch
         team.same([*model.parameters(), *model.buffers()])
         for generator in generators if team.rank else ():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -152,3 +154,15 @@ def check_bound(bound: str) -> None:
     """Raise ValueError unless bound names one of the two ways to compute a radius."""
     if bound not in ("one_class", "two_class"):
         raise ValueError(f"bound={bound!r}: expected 'one_class' or 'two_class'")
+
+
+def check_enough(n: int, alpha: float, bound: str) -> None:
+    """Raise ValueError unless n equal votes certify something."""
+    # They bound p_A by (the top class's share of alpha) ** (1 / n), which must be above 1/2.
+    share = alpha if bound == "one_class" else SHARES[0] * alpha
+    smallest = math.floor(-math.log2(share)) + 1
+    if n < smallest:
+        raise ValueError(
+            f"n={n}: even {n} equal votes certify nothing at alpha={alpha}; use at least "
+            f"n={smallest}"
+        )
