@@ -5,16 +5,29 @@ Everything here is vectorised and exact: no normal approximation, one-sided alph
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
+from trustml_helpers._support.arguments import declared, numbers, shown, trusted, wholes
+
 Array = NDArray[np.float64]
 
 
+def at_most_n(k: Array, n: Array) -> None:
+    """Refuse more successes than trials."""
+    if not np.all(k <= n):
+        raise ValueError(f"k={shown(k)}: expected at most n={shown(n)} successes")
+
+
+_counted = declared(
+    at_most_n, k=wholes(), n=wholes(1),
+    alpha=numbers("(0, 1)", "an error probability"),
+)  # fmt: skip
+_share, _sigma = numbers("[0, 1]", "a probability"), numbers("[0, inf)", "in pixel units")
+
+
+@_counted
 def lower_conf_bound(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Array:
     """LOWERCONFBOUND: one-sided lower Clopper-Pearson bound for p after k successes in n trials.
 
@@ -37,7 +50,7 @@ def lower_conf_bound(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Array:
     >>> float(np.round(lower_conf_bound(100, 100, 0.001), 6))  # k = n: alpha ** (1 / n)
     0.933254
     """
-    k, n, alpha = _checked(k, n, alpha)
+    k, n, alpha = np.broadcast_arrays(k, n, alpha)
     inside = k > 0
     # The arguments at k = 0 are replaced by valid ones, and the result by the exact end.
     found = special.betaincinv(np.where(inside, k, 1), n - np.where(inside, k, 1) + 1, alpha)
@@ -46,6 +59,7 @@ def lower_conf_bound(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Array:
     return np.where(inside & (found > 0), np.minimum(found, 1 - 2.0**-53), 0.0)
 
 
+@_counted
 def upper_conf_bound(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Array:
     """The upper twin of :func:`lower_conf_bound`: at least p with probability ``1 - alpha``.
 
@@ -55,13 +69,14 @@ def upper_conf_bound(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Array:
     >>> float(np.round(upper_conf_bound(0, 100, 0.001), 6))
     0.066746
     """
-    k, n, alpha = _checked(k, n, alpha)
+    k, n, alpha = np.broadcast_arrays(k, n, alpha)
     inside = k < n
     # The complementary inverse keeps its precision where 1 - alpha would round.
     found = special.betainccinv(np.where(inside, k, 0) + 1, n - np.where(inside, k, 0), alpha)
     return np.where(inside & (found < 1), found, 1.0)
 
 
+@declared(p_a_lower=_share, sigma=_sigma)
 def certified_radius(p_a_lower: ArrayLike, sigma: ArrayLike) -> Array:
     """l2 radius within which the smoothed classifier cannot change: ``sigma * Phi^-1(p_a)``.
 
@@ -80,9 +95,10 @@ def certified_radius(p_a_lower: ArrayLike, sigma: ArrayLike) -> Array:
     >>> float(certified_radius(0.9, 0.5).round(4))
     0.6408
     """
-    return two_class_radius(p_a_lower, 1 - np.asarray(p_a_lower, dtype=float), sigma)
+    return trusted(two_class_radius)(p_a_lower, 1 - np.asarray(p_a_lower), sigma)
 
 
+@declared(p_a_lower=_share, p_b_upper=_share, sigma=_sigma)
 def two_class_radius(p_a_lower: ArrayLike, p_b_upper: ArrayLike, sigma: ArrayLike) -> Array:
     """l2 radius from bounds on the two top classes: ``sigma/2 * (Phi^-1(p_a) - Phi^-1(p_b))``.
 
@@ -104,13 +120,7 @@ def two_class_radius(p_a_lower: ArrayLike, p_b_upper: ArrayLike, sigma: ArrayLik
     >>> float(two_class_radius(0.6, 0.1, 0.5).round(4))
     0.3837
     """
-    a, s = np.asarray(p_a_lower, dtype=float), np.asarray(sigma, dtype=float)
-    b = np.asarray(p_b_upper, dtype=float)
-    for name, value in (("p_a_lower", a), ("p_b_upper", b)):
-        if not np.all((value >= 0) & (value <= 1)):
-            raise ValueError(f"{name}={_show(value)}: expected probabilities in [0, 1]")
-    if not np.all((s >= 0) & np.isfinite(s)):
-        raise ValueError(f"sigma={_show(s)}: expected finite numbers >= 0, in pixel units")
+    a, b, s = (np.asarray(each) for each in (p_a_lower, p_b_upper, sigma))
     b = np.minimum(b, 1 - a)
     wins = a > b
     spread = special.ndtri(np.where(wins, a, 0.5)) - special.ndtri(np.where(wins, b, 0.5))
@@ -118,42 +128,3 @@ def two_class_radius(p_a_lower: ArrayLike, p_b_upper: ArrayLike, sigma: ArrayLik
         radius = s * spread / 2  # in this order: half of a tiny sigma may round to 0
     # sigma = 0 times an infinite quantile is no radius at all.
     return np.where(wins & (s > 0), radius, 0.0)
-
-
-def _checked(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> tuple[Array, Array, Array]:
-    counts: list[Any] = [np.asarray(v, dtype=float) for v in (k, n)]
-    for name, value in zip(("k", "n"), counts, strict=True):
-        if not np.all(np.isfinite(value) & (value == np.floor(value))):
-            raise ValueError(f"{name}={_show(value)}: expected integers")
-    if not np.all(counts[1] >= 1):
-        raise ValueError(f"n={_show(counts[1])}: expected at least 1 trial")
-    if not np.all((counts[0] >= 0) & (counts[0] <= counts[1])):
-        raise ValueError(f"k={_show(counts[0])}: expected 0 to n={_show(counts[1])}")
-    a = np.asarray(alpha, dtype=float)
-    if not np.all((a > 0) & (a < 1)):
-        raise ValueError(f"alpha={_show(a)}: expected an error probability strictly in (0, 1)")
-    k_, n_, a_ = np.broadcast_arrays(*counts, a)
-    return k_, n_, a_
-
-
-def check_sigma(sigma: float) -> None:
-    """Raise ValueError unless sigma can be the standard deviation of smoothing noise."""
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"sigma={sigma}: expected a finite number above 0, in pixel units")
-
-
-def check_counts(least: int = 1, **counts: float) -> None:
-    """Raise ValueError, naming the argument, unless all are whole numbers of at least ``least``."""
-    for name, value in counts.items():
-        if not (value >= least and value % 1 == 0):
-            raise ValueError(f"{name}={value}: expected a whole number, at least {least}")
-
-
-def check_alpha(alpha: float) -> None:
-    """Raise ValueError unless alpha can be an error probability."""
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha={alpha}: expected an error probability strictly in (0, 1)")
-
-
-def _show(value: Array) -> str:
-    return str(value.item()) if value.ndim == 0 else np.array2string(value, threshold=4)

@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trustml_helpers._support.arguments import SEED, declared, one_of, whole
+from trustml_helpers._support.tensors import TENSOR
+
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
@@ -50,6 +53,7 @@ def data_folder() -> Path:
     return folder
 
 
+@declared(split=one_of("train", "validation", "test"))
 def load_mnist(split: str) -> tuple[Tensor, Tensor]:
     """MNIST as tensors, from the files that ship with the course.
 
@@ -75,8 +79,6 @@ def load_mnist(split: str) -> tuple[Tensor, Tensor]:
     """
     if split == "validation":
         return train_validation_split(*load_mnist("train"))[1]
-    if split not in _MNIST:
-        raise ValueError(f"split={split!r}: expected 'train', 'validation' or 'test'")
     images, labels = _mnist_bytes(split, data_folder() / "mnist")
     return images.to(torch.float32).div_(255).unsqueeze_(1), labels.to(torch.int64)
 
@@ -106,6 +108,17 @@ def _read_idx(path: Path, sha256: str, header: int) -> Tensor:
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=header).copy())
 
 
+def _parts_not_empty(images: Tensor, labels: Tensor, validation: int) -> None:
+    if len(images) != len(labels):
+        raise ValueError(f"images and labels differ in length: {len(images)} and {len(labels)}")
+    if validation >= len(images):
+        raise ValueError(
+            f"validation={validation}: expected 1 to {len(images) - 1}, so that neither part of "
+            f"the {len(images)} examples is empty"
+        )
+
+
+@declared(_parts_not_empty, images=TENSOR, labels=TENSOR, validation=whole(1), seed=SEED)
 def train_validation_split(
     images: Tensor, labels: Tensor, validation: int = 5000, *, seed: int = 0
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -127,22 +140,15 @@ def train_validation_split(
     >>> len(y_train), len(y_val), sorted(y_train.tolist() + y_val.tolist()) == list(range(10))
     (7, 3, True)
     """
-    if len(images) != len(labels):
-        raise ValueError(f"images and labels differ in length: {len(images)} and {len(labels)}")
-    if not 1 <= validation < len(images):
-        raise ValueError(
-            f"validation={validation}: expected 1 to {len(images) - 1}, so that neither part of "
-            f"the {len(images)} examples is empty"
-        )
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images), generator=generator).to(images.device)
     held, rest = order[:validation], order[validation:]
     return (images[rest], labels[rest]), (images[held], labels[held])
 
 
-_TORCHVISION = ("mnist", "fashion_mnist", "cifar10", "imagenet")
-
-
+@declared(
+    name=one_of("mnist", "fashion_mnist", "cifar10", "imagenet"), split=one_of("train", "test")
+)
 def torchvision_dataset(
     name: str, split: str = "test", *, root: str | Path | None = None, download: bool = False
 ) -> Dataset[tuple[Tensor, int]]:
@@ -160,10 +166,6 @@ def torchvision_dataset(
         ValueError: for an unknown name or split.
         DataError: if the files are not there, or could not be fetched; says what to do.
     """
-    if name not in _TORCHVISION:
-        raise ValueError(f"name={name!r}: expected one of {', '.join(_TORCHVISION)}")
-    if split not in ("train", "test"):
-        raise ValueError(f"split={split!r}: expected 'train' or 'test'")
     from torchvision import datasets, transforms  # slow to import, so only here
 
     if name == "imagenet":
@@ -229,6 +231,7 @@ def to_tensors(
     return torch.stack(images), torch.tensor(labels, dtype=torch.int64)
 
 
+@declared(size=whole(1, 300))
 def load_photo(size: int = 224) -> Tensor:
     """The photograph of the course (a cat), cropped to its central square.
 
@@ -246,8 +249,6 @@ def load_photo(size: int = 224) -> Tensor:
     path = data_folder() / "images" / "chelsea.png"
     if not path.is_file():
         raise DataError(f"{path} is missing. Restore it with `git checkout -- data/images`.")
-    if not 1 <= size <= 300:
-        raise ValueError(f"size={size}: expected 1 to 300 pixels, the picture's shorter side")
     from PIL import Image
 
     with Image.open(path) as picture:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trustml_helpers._support.arguments import SEED, declared, one_of, whole
+from trustml_helpers._support.calling import logits_of, unchanged
+from trustml_helpers._support.files import replace_file
+from trustml_helpers._support.tensors import TENSOR
 from trustml_helpers.data import data_folder
-from trustml_helpers.files import replace_file
 
 
 class LeNet(nn.Sequential):
@@ -91,6 +92,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 }
 
 
+@declared(architecture=one_of(*ARCHITECTURES), seed=SEED)
 def build(architecture: str, *, seed: int = 0) -> nn.Module:
     """A freshly initialised network; same seed, same weights, global RNG untouched.
 
@@ -98,61 +100,9 @@ def build(architecture: str, *, seed: int = 0) -> nn.Module:
     >>> all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
     True
     """
-    if architecture not in ARCHITECTURES:
-        raise ValueError(
-            f"architecture={architecture!r}: expected one of {', '.join(ARCHITECTURES)}"
-        )
-    if not (0 <= seed < 2**63 and seed % 1 == 0):
-        raise ValueError(f"seed={seed}: expected a whole number from 0 to 2**63 - 1")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ARCHITECTURES[architecture]()
-
-
-@contextmanager
-def unchanged(model: Any) -> Iterator[None]:
-    """Evaluate a model and leave it, and the global RNG, exactly as they were found.
-
-    Inside the block every module is in eval mode. Afterwards, also after an exception, each
-    module has its own training flag back (a frozen BatchNorm inside a training network stays
-    frozen), buffers and ``.grad`` hold their old values, ``requires_grad`` is as before, and the
-    global random generators of the CPU and of the model's GPU have not moved. A callable that
-    is not an ``nn.Module`` is left to itself.
-
-    >>> model = SmallCNN().train()
-    >>> with unchanged(model):
-    ...     model.training
-    False
-    >>> model.training
-    True
-    """
-    if not isinstance(model, nn.Module):
-        with torch.random.fork_rng(devices=[]):
-            yield
-        return
-    flags = [(module, module.training) for module in model.modules()]
-    held = [(module, dict(module._buffers)) for module, _ in flags]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    gradients = [(g, g.clone()) for _, _, g in parameters if g is not None]
-    gpus = sorted({p.device.index for p, _, _ in parameters if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=gpus):
-        try:
-            for module, _ in flags:
-                module.training = False
-            yield
-        finally:
-            for module, training in flags:
-                module.training = training
-            for module, tensors in held:  # forward may have put others in their place
-                module._buffers.clear()
-                module._buffers.update(tensors)
-            for now, before in buffers + gradients:
-                # Not in the eyes of autograd: a loss computed before may still need the buffer.
-                now.data.copy_(before)
-            for parameter, requires_grad, gradient in parameters:
-                parameter.requires_grad_(requires_grad)
-                parameter.grad = gradient
 
 
 class CheckpointError(RuntimeError):
@@ -288,81 +238,7 @@ def save(model: nn.Module, path: str | Path, **about: Any) -> dict[str, Any]:
     return content
 
 
-def fingerprint(model: Any) -> str:
-    """sha256 over a network's weights and buffers; the type's name for any other callable."""
-    if not isinstance(model, nn.Module):
-        return f"callable:{getattr(model, '__qualname__', type(model).__qualname__)}"
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(raw_bytes(tensor))
-    return digest.hexdigest()
-
-
-def digest(*tensors: Tensor) -> str:
-    """sha256 over dtype, shape and numbers: tells data sets apart."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-        for rows in tensor.split(4096):  # in parts: no copy of the whole
-            found.update(raw_bytes(rows))
-    return found.hexdigest()
-
-
-def raw_bytes(tensor: Tensor) -> bytes:
-    """The numbers of a tensor as they lie in memory, also of dtypes that NumPy does not know."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
-
-
-def call(model: Any, x: Tensor) -> Any:
-    """What the model returns for x; what it cannot take ends in a ValueError that says why."""
-    try:
-        return model(x)
-    except RuntimeError as error:
-        if type(error) is not RuntimeError:  # out of memory, or an error of the model's own
-            raise
-        raise ValueError(
-            f"x: the model cannot take images of shape {tuple(x.shape)}, {x.dtype} on {x.device} "
-            f"({str(error).splitlines()[0]}). {_cure(model, x)}"
-        ) from error
-
-
-def _cure(model: Any, x: Tensor) -> str:
-    weights = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
-    places = sorted({str(weight.device) for weight in weights})
-    dtypes = sorted({str(weight.dtype) for weight in weights if weight.is_floating_point()})
-    if places and str(x.device) not in places:
-        return f"The model is on {', '.join(places)}: move one of them, model.to(x.device)"
-    if dtypes and str(x.dtype) not in dtypes:
-        return f"The model is {', '.join(dtypes)}: convert one of them, model.to(x.dtype)"
-    return "Expected are images shaped like those that it was trained on"
-
-
-def logits_of(model: Any, x: Tensor) -> Tensor:
-    """The model's logits for x, if they are ``(len(x), K)`` with K at least 2; else ValueError."""
-    return check_logits(call(model, x), len(x))
-
-
-def check_tensor(logits: Any) -> None:
-    """Raise ValueError unless what the model returned is a tensor."""
-    if not isinstance(logits, Tensor):
-        raise ValueError(
-            f"model: expected logits as a torch.Tensor, got {type(logits).__name__}; wrap the "
-            "model, for example lambda x: model(x)[0]"
-        )
-
-
-def check_logits(logits: Tensor, count: int) -> Tensor:
-    """The logits, if they are ``(count, K)`` with K at least 2; else ValueError."""
-    check_tensor(logits)
-    if logits.ndim != 2 or len(logits) != count or logits.shape[1] < 2:
-        raise ValueError(
-            f"model: expected logits of shape ({count}, K >= 2), got {tuple(logits.shape)}"
-        )
-    return logits
-
-
+@declared(images=TENSOR, batch_size=whole(1))
 def predict(model: Any, images: Tensor, *, batch_size: int = 256) -> Tensor:
     """Predicted classes, int64 ``(n,)``; the model is left as found.
 
@@ -372,11 +248,6 @@ def predict(model: Any, images: Tensor, *, batch_size: int = 256) -> Tensor:
     >>> predict(lambda x: -x.flatten(1), torch.tensor([[0.1, 0.2], [0.4, 0.3]])).tolist()
     [0, 1]
     """
-    if not (batch_size >= 1 and images.ndim):
-        raise ValueError(
-            f"batch_size={batch_size}, images of shape {tuple(images.shape)}: expected at least 1, "
-            "and images (n, ...)"
-        )
     with unchanged(model), torch.inference_mode():
         parts = [logits_of(model, x).argmax(1) for x in images.split(batch_size)]
     # Joined outside the block: what inference_mode returns could not be used in autograd later.

@@ -1,38 +1,63 @@
 """What training minimises: every objective is a function ``(model, x, y) -> loss``, a scalar.
 
-Objectives that draw noise hold their own generator, so the global one is never touched.
+First those against attacks, then those for networks that are to be smoothed: losses of several
+noisy copies, never clipped to [0, 1], meant over the images of a minibatch. Whatever an objective
+draws comes from a generator that it was given, so the global one is never touched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trustml_helpers.attacks import Attack, pgd
-from trustml_helpers.losses import check_attacked, check_tensors, mean_cross_entropy
-from trustml_helpers.models import logits_of
-from trustml_helpers.noise_objectives import (
-    Objective,
-    consistency,
-    gaussian,
-    macer,
-    smoothadv,
-    smoothmix,
-    stability,
+from trustml_helpers._support.arguments import SIGMA, declared, function, kind, maybe, number, whole
+from trustml_helpers._support.calling import logits_of
+from trustml_helpers._support.randomness import draw
+from trustml_helpers._support.tensors import BOUNDS, LABELS, TENSOR, labels_are_classes
+from trustml_helpers.attacks import (
+    NORMS,
+    Attack,
+    Bounds,
+    check_attacked,
+    columns,
+    log_mean_softmax,
+    pgd,
+    pgd_smoothed,
+    threat,
 )
-from trustml_helpers.norms import Bounds, draw
 
-__all__ = [
-    "ByEpoch", "Objective", "adversarial", "consistency", "gaussian", "macer", "mixed",
-    "smoothadv", "smoothmix", "stability", "standard", "trades",
-]  # fmt: skip
+Objective = Callable[[Any, Tensor, Tensor], Tensor]
+
+_WEIGHT = number("[0, inf)")
+_NOISE = number("[0, inf)", "in pixel units")
+_OWN = kind("a torch.Generator of its own", torch.Generator)
+_ATTACK = function("(model, x, y) -> x_adv")
+_called = declared(x=TENSOR, y=TENSOR)
 
 
+@dataclass(frozen=True)
+class ByEpoch:
+    """An objective that changes during training, for example to let eps grow.
+
+    Args:
+        at: function of the epoch (0.0 at the start, 1.5 in the middle of the second pass) that
+            returns the objective to use then.
+
+    >>> switch = ByEpoch(lambda epoch: standard if epoch < 2 else adversarial(lambda m, x, y: x))
+    >>> switch.at(0.5) is standard
+    True
+    """
+
+    at: Callable[[float], Objective]
+
+
+@_called
 def standard(model: Any, x: Tensor, y: Tensor) -> Tensor:
     """Mean cross-entropy on the images as they are.
 
@@ -46,10 +71,10 @@ def standard(model: Any, x: Tensor, y: Tensor) -> Tensor:
     >>> standard(lambda x: x, torch.zeros(2, 10), torch.tensor([0, 1]))
     tensor(2.3026)
     """
-    check_tensors(x=x, y=y)
-    return mean_cross_entropy(logits_of(model, x), y)
+    return _cross_entropy(logits_of(model, x), y)
 
 
+@declared(attack=_ATTACK)
 def adversarial(attack: Attack) -> Objective:
     """Mean cross-entropy on attacked images: the inner maximum of min-max training.
 
@@ -66,12 +91,14 @@ def adversarial(attack: Attack) -> Objective:
     tensor(0.1269)
     """
 
+    @_called
     def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
         return standard(model, check_attacked(attack(model, x, y), x), y)
 
     return objective
 
 
+@declared(attack=_ATTACK, clean_share=number("[0, 1]", "a share"))
 def mixed(attack: Attack, clean_share: float = 0.5) -> Objective:
     """Adversarial training in which a share of every minibatch stays clean.
 
@@ -88,9 +115,8 @@ def mixed(attack: Attack, clean_share: float = 0.5) -> Objective:
     >>> objective(lambda x: x, torch.eye(2), torch.tensor([0, 1]))
     tensor(0.8133)
     """
-    if not 0 <= clean_share <= 1:
-        raise ValueError(f"clean_share={clean_share}: expected a share between 0 and 1")
 
+    @_called
     def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
         clean = round(clean_share * len(x))
         if clean < len(x):
@@ -101,6 +127,10 @@ def mixed(attack: Attack, clean_share: float = 0.5) -> Objective:
     return objective
 
 
+@declared(
+    **{name: rule for name, rule in threat("norm", "generator").items() if name not in "xy"},
+    beta=_WEIGHT, steps=whole(), step_size=maybe(_NOISE),
+)  # fmt: skip
 def trades(
     eps: float,
     beta: float = 6.0,
@@ -130,11 +160,9 @@ def trades(
     >>> loss.round(decimals=4)
     tensor(2.3026)
     """
-    if not 0 <= beta < float("inf"):
-        raise ValueError(f"beta={beta}: expected a finite number >= 0")
 
+    @_called
     def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
-        check_tensors(x=x, y=y)
         logits = logits_of(model, x)
         clean = logits.log_softmax(1)
         fixed = clean.detach()
@@ -148,22 +176,295 @@ def trades(
         )  # fmt: skip
         attacked = logits_of(model, x_adv).log_softmax(1)
         divergence = F.kl_div(attacked, clean, log_target=True, reduction="batchmean")
-        return mean_cross_entropy(logits, y) + beta * divergence
+        return _cross_entropy(logits, y) + beta * divergence
 
     return objective
 
 
-@dataclass(frozen=True)
-class ByEpoch:
-    """An objective that changes during training, for example to let eps grow.
+# --- under noise ----------------------------------------------------------------------------------
+
+
+@declared(sigma=_NOISE, generator=_OWN)
+def gaussian(sigma: float, *, generator: torch.Generator) -> Objective:
+    """Mean cross-entropy on images with fresh Gaussian noise of standard deviation ``sigma``.
 
     Args:
-        at: function of the epoch (0.0 at the start, 1.5 in the middle of the second pass) that
-            returns the objective to use then.
+        sigma: standard deviation in pixel units, at least 0.
+        generator: source of the noise; drawn from at every call.
 
-    >>> switch = ByEpoch(lambda epoch: standard if epoch < 2 else adversarial(lambda m, x, y: x))
-    >>> switch.at(0.5) is standard
-    True
+    Source: Cohen et al. (2019), section 3.3.
+
+    >>> objective = gaussian(0.0, generator=torch.Generator())
+    >>> objective(lambda x: x, torch.zeros(2, 10), torch.tensor([0, 1]))
+    tensor(2.3026)
+    """
+    return consistency(sigma, 0.0, 0.0, samples=1, generator=generator)
+
+
+@declared(sigma=_NOISE, lam=_WEIGHT, generator=_OWN)
+def stability(sigma: float, lam: float = 2.0, *, generator: torch.Generator) -> Objective:
+    """Stability training: learn from the clean image, and predict the same under noise.
+
+    The loss is ``CE(f(x), y) + lam * H(softmax f(x), softmax f(x + noise))`` with the cross-entropy
+    H of two distributions, ``-sum_c p_c log q_c``; both receive a gradient.
+
+    Args:
+        sigma, generator: as for :func:`gaussian`.
+        lam: weight of the second term, at least 0.
+
+    Source: Li et al. (2019), "Certified adversarial robustness with additive noise"; form and
+    weight as compared by Jeong & Shin (2020).
+
+    >>> objective = stability(0.0, generator=torch.Generator())
+    >>> objective(lambda x: x, torch.zeros(2, 10), torch.tensor([0, 1])) / 3
+    tensor(2.3026)
     """
 
-    at: Callable[[float], Objective]
+    @_called
+    def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        clean = _widened(logits_of(model, x))
+        noisy = _logits_under(_noise(x, 1, sigma, generator), model, x)[:, 0]
+        return _cross_entropy(clean, y) + lam * F.cross_entropy(noisy, clean.softmax(1))
+
+    return objective
+
+
+@declared(sigma=_NOISE, lam=_WEIGHT, eta=_WEIGHT, samples=whole(1), generator=_OWN)
+def consistency(
+    sigma: float,
+    lam: float,
+    eta: float = 0.5,
+    *,
+    samples: int = 2,
+    generator: torch.Generator,
+) -> Objective:
+    """Consistency regularisation: noisy copies of an image should get the same confident answer.
+
+    With p_i the softmax of noisy copy i and p their mean, the loss is the mean over i of
+    ``CE(p_i, y) + lam * KL(p || p_i)``, plus ``eta`` times the entropy of p.
+
+    Args:
+        sigma, generator: as for :func:`gaussian`.
+        lam: weight of the divergence, at least 0.
+        eta: weight of the entropy, at least 0.
+        samples: noisy copies per image.
+
+    Source: Jeong & Shin (2020), "Consistency regularization for certified robustness of smoothed
+    classifiers".
+
+    >>> objective = consistency(0.0, 10.0, 1.0, generator=torch.Generator())
+    >>> objective(lambda x: x, torch.zeros(2, 10), torch.tensor([0, 1])) / 2
+    tensor(2.3026)
+    """
+
+    @_called
+    def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        noise = _noise(x, samples, sigma, generator)
+        return _consistency(_logits_under(noise, model, x), y, lam, eta)
+
+    return objective
+
+
+@declared(
+    sigma=SIGMA, eps=_NOISE, lam=_WEIGHT, eta=_WEIGHT, samples=whole(1), steps=whole(1),
+    bounds=BOUNDS, generator=_OWN,
+)  # fmt: skip
+def smoothadv(
+    sigma: float,
+    eps: float,
+    lam: float = 0.0,
+    eta: float = 0.0,
+    *,
+    samples: int = 4,
+    steps: int = 10,
+    bounds: Bounds = (0, 1),
+    generator: torch.Generator,
+) -> Objective:
+    """SmoothAdv: Gaussian training at points that an l2 attack on the smoothed network has found.
+
+    The attack ascends the loss of the mean softmax over ``samples`` noisy copies, with the noise
+    of each image fixed; the same noise is then added to the attacked image to train on. One call
+    costs ``samples * (steps + 1)`` forward and backward passes.
+
+    Args:
+        sigma, generator: as for :func:`gaussian`; the generator also gives the attack's start.
+        eps: radius of the l2 ball, in pixel units.
+        lam, eta: weights of consistency regularisation on the attacked copies; none by default.
+        samples: noisy copies per image, in the attack and in the loss.
+        steps: of the attack, each of length ``2 * eps / steps``.
+        bounds: of the attacked image before the noise.
+
+    Source: Salman et al. (2019), "Provably robust deep learning via adversarially trained smoothed
+    classifiers"; with lam, Jeong & Shin (2020).
+
+    >>> objective = smoothadv(0.5, 1.0, generator=torch.Generator())
+    >>> objective(lambda x: 0 * x, torch.zeros(2, 10), torch.tensor([0, 1]))
+    tensor(2.3026)
+    """
+
+    @_called
+    def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        noise = _noise(x, samples, sigma, generator)
+        x_adv = pgd_smoothed(
+            model, x, y, eps, sigma, noise=noise, bounds=bounds, steps=steps,
+            step_size=2 * eps / steps, keep="last", generator=generator,
+        )  # fmt: skip
+        return _consistency(_logits_under(noise, model, x_adv), y, lam, eta)
+
+    return objective
+
+
+@declared(sigma=_NOISE, lam=_WEIGHT, gamma=_WEIGHT, beta=_WEIGHT, samples=whole(1), generator=_OWN)
+def macer(
+    sigma: float,
+    lam: float,
+    gamma: float = 8.0,
+    beta: float = 16.0,
+    *,
+    samples: int = 16,
+    generator: torch.Generator,
+) -> Objective:
+    """MACER: cross-entropy of the soft smoothed classifier, minus the radius it would certify.
+
+    The first term is ``-log mean_i softmax(f(x + noise_i))[y]``. For images that the soft vote
+    with inverse temperature ``beta`` gets right, with mean probabilities p_y and p_2 (the largest
+    other), the second is ``lam * sigma / 2 * max(0, gamma - (z_y - z_2))``, z the normal
+    quantiles. Quantiles that are not finite drop out, as in the authors' program.
+
+    Args:
+        sigma, generator: as for :func:`gaussian`.
+        lam: weight of the second term, at least 0.
+        gamma: where the hinge ends; larger radii are not rewarded.
+        beta: inverse temperature of the soft vote, above 0.
+        samples: noisy copies per image.
+
+    Source: Zhai et al. (2020), "MACER: attack-free and scalable robust training via maximizing
+    certified radius", algorithm 1.
+
+    >>> objective = macer(1.0, 0.0, generator=torch.Generator())
+    >>> objective(lambda x: 0 * x, torch.zeros(2, 10), torch.tensor([0, 1]))
+    tensor(2.3026)
+    """
+
+    @_called
+    def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        logits = _logits_under(_noise(x, samples, sigma, generator), model, x)
+        loss = _negative_log(log_mean_softmax(logits), y)
+        if lam == 0:
+            return loss
+        # In float64: in float32 a share within 6e-8 of 1 is 1, and its quantile infinite.
+        shares = (beta * logits.double()).softmax(2).mean(1)
+        top, which = shares.topk(2)
+        z = torch.special.ndtri(top[(which[:, 0] == y) & (top[:, 0] < 1) & (top[:, 1] > 0)])
+        hinge = (gamma - (z[:, 0] - z[:, 1])).clamp(min=0).sum() / len(y)
+        return loss + lam * sigma / 2 * hinge.to(loss.dtype)
+
+    return objective
+
+
+@declared(
+    sigma=SIGMA, eta=_WEIGHT, samples=whole(1), steps=whole(1), step_size=_NOISE,
+    warm=number("[0, 1]", "a share"), bounds=BOUNDS, generator=_OWN,
+)  # fmt: skip
+def smoothmix(
+    sigma: float,
+    eta: float = 5.0,
+    *,
+    samples: int = 4,
+    steps: int = 4,
+    step_size: float = 1.0,
+    warm: float = 1.0,
+    bounds: Bounds = (0, 1),
+    generator: torch.Generator,
+) -> Objective:
+    """SmoothMix with the one-step adversary: predictions fade towards "no idea" along an attack.
+
+    An l2 attack without a ball leads away from x. Its first point replaces x in the cross-entropy;
+    between that point and the last one, a random mixture (at most half of the last) should be
+    predicted as the same mixture of the mean prediction p and the uniform distribution. This
+    second term counts only for images where p is right.
+
+    Args:
+        sigma, generator: as for :func:`gaussian`; the generator also draws the mixture.
+        eta: weight of the second term.
+        samples: noisy copies per image, the same in the attack and in the loss.
+        steps, step_size: of the attack, lengths in pixel units.
+        warm: in [0, 1], scales ``eta`` and the length of the first step; grows in training.
+        bounds: of the attacked image before the noise.
+
+    Source: Jeong et al. (2021), "SmoothMix: training confidence-calibrated smoothed classifiers
+    for certified robustness".
+
+    >>> objective = smoothmix(0.5, generator=torch.Generator())
+    >>> objective(lambda x: 0 * x, torch.zeros(2, 10), torch.tensor([0, 1]))
+    tensor(2.3026)
+    """
+
+    @_called
+    def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        noise = _noise(x, samples, sigma, generator)
+        attack = partial(pgd_smoothed, model, x, y, steps * step_size, sigma, noise=noise,
+                         bounds=bounds, step_size=step_size, keep="last")  # fmt: skip
+        one = attack(steps=1, random_start=False)
+        last = attack(steps=steps - 1, start=one) if steps > 1 else one
+        near = NORMS["l2"].projection(x, warm * step_size, bounds)(one)
+
+        log_p = _logits_under(noise, model, near).log_softmax(2)
+        mean = log_p.exp().mean(1)
+        share = 0.5 * draw(mean[:, 0].detach(), torch.rand, generator)
+        mixed = torch.lerp(near, last, columns(share, x))
+        target = torch.lerp(mean, torch.full_like(mean, 1 / mean.shape[1]), share[:, None])
+        log_q = _logits_under(noise, model, mixed).log_softmax(2).mean(1)
+        apart = (torch.special.xlogy(target, target) - target * log_q).sum(1)
+        right = mean.argmax(1) == y
+        return _each(log_p, y) + eta * warm * (right * apart).mean()
+
+    return objective
+
+
+def _consistency(logits: Tensor, y: Tensor, lam: float, eta: float) -> Tensor:
+    """The loss of :func:`consistency` from logits ``(n, samples, K)``."""
+    log_p = logits.log_softmax(2)
+    loss = _each(log_p, y)
+    if lam == 0 and eta == 0:
+        return loss
+    mean = log_p.exp().mean(1)
+    log_mean = log_mean_softmax(logits)
+    entropy = -(mean * log_mean).sum(1).mean()
+    divergence = (mean * (log_mean - log_p.mean(1))).sum(1).mean()
+    return loss + lam * divergence + eta * entropy
+
+
+def _each(log_p: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy of the single copies, from log-probabilities ``(n, samples, K)``."""
+    return _negative_log(log_p.flatten(0, 1), y.repeat_interleave(log_p.shape[1]))
+
+
+def _noise(x: Tensor, samples: int, sigma: float, generator: torch.Generator) -> Tensor:
+    """Fresh noise ``(n, samples, ...)``, for every image its own."""
+    return sigma * draw(x.new_empty(len(x), samples, *x.shape[1:]), torch.randn, generator)
+
+
+def _logits_under(noise: Tensor, model: Any, x: Tensor) -> Tensor:
+    """Logits ``(n, samples, K)`` of the noisy copies, in one pass."""
+    logits = logits_of(model, (x[:, None] + noise).flatten(0, 1))
+    return _widened(logits).unflatten(0, noise.shape[:2])
+
+
+def _widened(logits: Tensor) -> Tensor:
+    """In float32 at least: sums of exponentials need its digits."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """The usual loss; labels, or shares of classes ``(n, K)``, that do not fit are named."""
+    if y.is_floating_point() and y.shape == logits.shape:
+        return F.cross_entropy(logits, y)
+    labels_are_classes(logits, LABELS("y", y))
+    return F.cross_entropy(logits, y.long())
+
+
+def _negative_log(log_p: Tensor, y: Tensor) -> Tensor:
+    """:func:`_cross_entropy` from log-probabilities ``(n, K)``."""
+    labels_are_classes(log_p, LABELS("y", y))
+    return F.nll_loss(log_p, y.long())

@@ -11,13 +11,24 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 from trustml_helpers import bounds
+from trustml_helpers._support.arguments import (
+    ALPHA,
+    Rule,
+    declared,
+    number,
+    numbers,
+    shown,
+    trusted,
+    whole,
+    wholes,
+)
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -37,15 +48,13 @@ class Plan(NamedTuple):
     error: Floats  # (g,) exact probability of success if p = p_null, futility ignored
 
 
+@declared(n_max=whole(1), first=whole(1), growth=number("(1, inf)"))
 def looks(n_max: int, *, first: int = 50, growth: float = 1.25) -> Ints:
     """Cumulative sample sizes ``first * growth ** i``, rounded up, and ``n_max`` at the end.
 
     >>> looks(200).tolist()
     [50, 63, 79, 98, 123, 153, 191, 200]
     """
-    bounds.check_counts(n_max=n_max, first=first)
-    if not 1 < growth < math.inf:
-        raise ValueError(f"growth={growth}: expected finite and above 1")
     sizes = []
     size = float(first)
     while math.ceil(size) < n_max:
@@ -54,6 +63,7 @@ def looks(n_max: int, *, first: int = 50, growth: float = 1.25) -> Ints:
     return np.array([*sizes, n_max], dtype=np.int64)
 
 
+@declared(count=whole(1), alpha=ALPHA)
 def spending(count: int, alpha: float) -> Floats:
     """Error that may have been spent by each of ``count`` looks, cumulative, ending at alpha.
 
@@ -63,8 +73,6 @@ def spending(count: int, alpha: float) -> Floats:
     >>> spending(3, 0.001).tolist()
     [5e-05, 0.0001, 0.001]
     """
-    bounds.check_counts(count=count)
-    bounds.check_alpha(alpha)
     early = EARLY * alpha * np.arange(1, count) / max(count - 1, 1)
     return np.append(early, alpha)
 
@@ -86,6 +94,35 @@ def _plan(p_null: tuple[float, ...], alpha: float, sizes: tuple[int, ...], beta:
     return Plan(n, p, success, np.maximum(futility, -1), error)
 
 
+def _increasing(least: int, what: str) -> Rule:
+    """Whole numbers ``(m,)`` of which each is larger than the last."""
+    rule = wholes(least)
+
+    def read(values: Any) -> Ints:
+        found = np.asarray(rule.read(values))
+        if found.ndim != 1 or len(found) == 0 or np.any(np.diff(found) <= 0):
+            raise ValueError
+        return found
+
+    return Rule(f"increasing whole numbers (m,), {what}", read, ([], [2, 1], [1, 1], 5, [0.5, 1]))
+
+
+def _null_values(values: ArrayLike) -> Floats:
+    found = np.atleast_1d(_inside.read(values))
+    if found.ndim != 1 or len(found) == 0 or np.any(np.diff(found) <= 0):
+        raise ValueError
+    return found
+
+
+_inside, _sizes = numbers("(0, 1)"), _increasing(1, "numbers of votes")
+
+
+@declared(
+    p_null=Rule("one or more increasing numbers strictly between 0 and 1", _null_values,
+                ([], [0.5, 0.5], 0.0, 1.0, [0.2, 0.1], math.nan)),
+    alpha=number(f"[{SMALLEST_ALPHA:g}, 1)", "an error probability; below it rounding would count"),
+    sizes=_sizes, beta=number("[0, 1)", "a probability"),
+)  # fmt: skip
 def plan(
     p_null: ArrayLike, alpha: float, sizes: Sequence[int] | Ints, *, beta: float = 0.001
 ) -> Plan:
@@ -113,26 +150,8 @@ def plan(
     >>> found.success.tolist(), bool(found.error[0] <= 0.01)
     ([[10, 16]], True)
     """
-    p = np.atleast_1d(np.asarray(p_null, dtype=float))
-    if not (len(p) and np.all((p > 0) & (p < 1)) and np.all(np.diff(p) > 0)):
-        raise ValueError(
-            f"p_null={p_null!r}: expected one or more increasing values strictly in (0, 1)"
-        )
-    bounds.check_alpha(alpha)
-    if alpha < SMALLEST_ALPHA:
-        raise ValueError(f"alpha={alpha}: expected at least {SMALLEST_ALPHA:g}, for the rounding")
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta={beta}: expected a probability in [0, 1)")
-    n = _sizes(sizes)
+    p, n = np.atleast_1d(p_null), np.asarray(sizes)
     return _plan(tuple(p.tolist()), float(alpha), tuple(n.tolist()), float(beta))
-
-
-def _sizes(sizes: Sequence[int] | Ints) -> Ints:
-    """Cumulative sample sizes as an array, refused unless whole and increasing."""
-    n = np.asarray(sizes, dtype=float)
-    if n.ndim != 1 or len(n) == 0 or not (np.all(n % 1 == 0) and np.all(np.diff(n, prepend=0) > 0)):
-        raise ValueError(f"sizes={sizes!r}: expected increasing whole numbers, at least 1")
-    return n.astype(np.int64)
 
 
 class Replay(NamedTuple):
@@ -142,6 +161,16 @@ class Replay(NamedTuple):
     samples: Ints  # (b,) votes used
 
 
+def _votes_fit(k: Ints, n: int, plan: Plan, row: int) -> None:
+    if n < plan.looks[-1]:
+        raise ValueError(f"n={n}: expected at least the plan's {plan.looks[-1]} votes")
+    if not np.all(k <= n):
+        raise ValueError(f"k={shown(k)}: expected at most n={n}")
+    if row >= len(plan.p_null):
+        raise ValueError(f"row={row}: expected 0 to {len(plan.p_null) - 1}")
+
+
+@declared(_votes_fit, k=wholes(), n=whole(1), row=whole())
 def replay(k: ArrayLike, n: int, plan: Plan, rng: np.random.Generator, row: int = 0) -> Replay:
     """What the test would have cost on votes that are known: k of n for the class, in any order.
 
@@ -162,14 +191,7 @@ def replay(k: ArrayLike, n: int, plan: Plan, rng: np.random.Generator, row: int 
     >>> found.certified.tolist(), found.samples.tolist()
     ([True, False], [63, 50])
     """
-    if not (n % 1 == 0 and n >= plan.looks[-1]):
-        raise ValueError(f"n={n}: expected whole, at least the plan's {plan.looks[-1]} votes")
-    known = np.array(k, dtype=float, ndmin=1)
-    if not np.all((known >= 0) & (known <= n) & (known % 1 == 0)):
-        raise ValueError(f"k={k!r}: expected whole numbers from 0 to n={n}")
-    if row not in range(len(plan.p_null)):
-        raise ValueError(f"row={row}: expected 0 to {len(plan.p_null) - 1}")
-    left = known.astype(np.int64)
+    left = np.array(k, ndmin=1)
     votes = np.zeros_like(left)
     certified, samples = np.zeros(len(left), dtype=bool), np.zeros_like(left)
     going = np.arange(len(left))
@@ -222,6 +244,12 @@ def _boundary(p: float, n: Ints, spend: Floats) -> Ints:
     return np.array(u, dtype=np.int64)
 
 
+def _one_boundary_each(sizes: Ints, success: Ints) -> None:
+    if np.shape(sizes) != np.shape(success):
+        raise ValueError(f"success={success}: expected one for each of {len(sizes)} sizes")
+
+
+@declared(_one_boundary_each, p=number("[0, 1]", "a probability"), sizes=_sizes, success=wholes())
 def crossing_probability(
     p: float, sizes: Sequence[int] | Ints, success: Sequence[int] | Ints
 ) -> float:
@@ -237,18 +265,14 @@ def crossing_probability(
     >>> round(crossing_probability(0.5, [1, 2], [2, 2]), 6)
     0.25
     """
-    if not 0 <= p <= 1:
-        raise ValueError(f"p={p}: expected a probability in [0, 1]")
-    n, u = _sizes(sizes), np.asarray(success, dtype=float)
-    if u.shape != n.shape or not np.all(u % 1 == 0):
-        raise ValueError(f"success={success!r}: expected a whole number for each of {len(n)} sizes")
     alive, crossed = _Alive(), 0.0
-    for votes, boundary in zip(np.diff(n, prepend=0), u, strict=True):
+    for votes, boundary in zip(np.diff(sizes, prepend=0), success, strict=True):
         alive.advance(int(votes), p)
         crossed += alive.stop_at(int(boundary))
     return crossed + alive.dropped
 
 
+@declared(bounds.at_most_n, k=wholes(), n=wholes(1), alpha=ALPHA)
 def anytime_lower_bound(k: ArrayLike, n: ArrayLike, alpha: float) -> Floats:
     """A lower bound for p that holds at all n at once, so sampling may stop whenever one likes.
 
@@ -269,7 +293,6 @@ def anytime_lower_bound(k: ArrayLike, n: ArrayLike, alpha: float) -> Floats:
     >>> bool(anytime_lower_bound(990, 1000, 0.001) < bounds.lower_conf_bound(990, 1000, 0.001))
     True
     """
-    bounds.lower_conf_bound(k, n, alpha)  # its checks, in its words
     k_, n_ = np.broadcast_arrays(np.asarray(k, dtype=float), np.asarray(n, dtype=float))
     seen = np.where(k_ > 0, k_, 1.0)  # the bound at k = 0 is 0; any other count may stand in
     top = np.minimum(seen / n_, 1 - 1e-16)
@@ -283,6 +306,12 @@ def anytime_lower_bound(k: ArrayLike, n: ArrayLike, alpha: float) -> Floats:
     return np.where(k_ > 0, special.expit(low), 0.0)
 
 
+def _room_to_go_on(n: Ints, n_max: int) -> None:
+    if np.any(n > n_max):
+        raise ValueError(f"n_max={n_max}: expected at least n={shown(n)}")
+
+
+@declared(bounds.at_most_n, _room_to_go_on, k=wholes(), n=wholes(1), n_max=whole(1), alpha=ALPHA)
 def best_case_bound(k: ArrayLike, n: ArrayLike, n_max: int, alpha: float) -> Floats:
     """The lower bound that ``n_max`` votes would give if p were as large as it can be.
 
@@ -300,10 +329,8 @@ def best_case_bound(k: ArrayLike, n: ArrayLike, n_max: int, alpha: float) -> Flo
     0.0
     """
     k_, n_ = np.asarray(k, dtype=float), np.asarray(n, dtype=float)
-    if np.any(n_ > n_max):
-        raise ValueError(f"n_max={n_max}: expected at least n={n!r}")
-    upper = 1 - anytime_lower_bound(n_ - k_, n_, alpha)
-    return anytime_lower_bound(k_ + np.ceil((n_max - n_) * upper), n_max, alpha)
+    upper = 1 - trusted(anytime_lower_bound)(n_ - k_, n_, alpha)
+    return trusted(anytime_lower_bound)(k_ + np.ceil((n_max - n_) * upper), n_max, alpha)
 
 
 def _log_evidence(p: Floats, k: Floats, n: Floats) -> Floats:

@@ -10,11 +10,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 
-from trustml_helpers.bounds import check_sigma
+from trustml_helpers._support.arguments import (
+    SIGMA,
+    Rule,
+    declared,
+    number,
+    numbers,
+    whole,
+)
 
 Array = NDArray[np.float64]
 
 
+_share = number("[0, 1]", "a probability")
+
+
+@declared(
+    p_a=numbers("[0, 1]", "probabilities"), distance=numbers("(-inf, inf)", "in pixel units"),
+    sigma=numbers("(0, inf)", "in pixel units"),
+)  # fmt: skip
 def halfspace_probability(p_a: ArrayLike, distance: ArrayLike, sigma: ArrayLike) -> Array:
     """Probability of a half-space after the Gaussian's centre moved at right angles to its border.
 
@@ -33,20 +47,25 @@ def halfspace_probability(p_a: ArrayLike, distance: ArrayLike, sigma: ArrayLike)
     >>> float(halfspace_probability(0.9, 0.6407757827723, 0.5).round(6))
     0.5
     """
-    p, s = np.asarray(p_a, dtype=float), np.asarray(sigma, dtype=float)
-    if not np.all((p >= 0) & (p <= 1)):
-        raise ValueError(f"p_a={p_a!r}: expected probabilities in [0, 1]")
-    if not np.all((s > 0) & np.isfinite(s)):
-        raise ValueError(f"sigma={sigma!r}: expected finite and above 0, in pixel units")
-    moved = np.asarray(distance, dtype=float)
-    if not np.all(np.isfinite(moved)):
-        raise ValueError(f"distance={distance!r}: expected finite numbers, in pixel units")
+    p, moved, s = (np.asarray(each) for each in (p_a, distance, sigma))
     with np.errstate(over="ignore", invalid="ignore"):
         found = special.ndtr(special.ndtri(p) - moved / s)
     # Nothing and everything stay so, however far the centre moves.
     return np.where((p == 0) | (p == 1), p, found)
 
 
+def _edges(values: ArrayLike) -> Array:
+    found = np.asarray(values, dtype=float)
+    if found.ndim != 1 or not (np.all(np.diff(found) > 0) and np.all(np.isfinite(found))):
+        raise ValueError
+    return found
+
+
+@declared(
+    edges=Rule("one increasing sequence of finite numbers", _edges,
+               (0.5, [1.0, 0.0], [0.0, 0.0], [0.0, np.inf], [np.nan])),
+    mean=number("(-inf, inf)", "in pixel units"), sigma=SIGMA,
+)  # fmt: skip
 def cell_masses(edges: ArrayLike, mean: float, sigma: float) -> Array:
     """Exact probabilities of the cells between ``edges`` under N(mean, sigma^2), ends infinite.
 
@@ -61,18 +80,30 @@ def cell_masses(edges: ArrayLike, mean: float, sigma: float) -> Array:
     >>> cell_masses([0.0], 0.0, 1.0).tolist()
     [0.5, 0.5]
     """
-    cuts = np.asarray(edges, dtype=float)
-    if cuts.ndim != 1 or not (np.all(np.diff(cuts) > 0) and np.all(np.isfinite(cuts))):
-        raise ValueError("edges: expected one increasing sequence of finite numbers")
-    if not np.isfinite(mean):
-        raise ValueError(f"mean={mean}: expected a finite number")
-    check_sigma(sigma)
-    z = np.concatenate([[-np.inf], (cuts - mean) / sigma, [np.inf]])
+    z = np.concatenate([[-np.inf], (np.asarray(edges) - mean) / sigma, [np.inf]])
     # On the right half, differences of upper tails: 1 - small would lose the small.
     left, right = special.ndtr(z), special.ndtr(-z)
     return np.where(z[:-1] < 0, left[1:] - left[:-1], right[:-1] - right[1:])
 
 
+def _same_grid(grid_mass_at_x: Array, grid_mass_at_x_delta: Array) -> None:
+    p, q = grid_mass_at_x.shape, grid_mass_at_x_delta.shape
+    if p != q:
+        raise ValueError(f"grid_mass_at_x and grid_mass_at_x_delta differ in shape: {p} and {q}")
+
+
+def _masses(values: ArrayLike) -> Array:
+    found = np.asarray(values, dtype=float)
+    if np.any(found < 0) or not np.isclose(found.sum(), 1, atol=1e-9):
+        raise ValueError
+    return found
+
+
+_mass = Rule("probabilities that add up to 1", _masses, ([0.5, 0.6], [1.5, -0.5], [np.nan], []))
+_on_a_grid = declared(_same_grid, grid_mass_at_x=_mass, grid_mass_at_x_delta=_mass, p_a=_share)
+
+
+@_on_a_grid
 def worst_case_classifier(
     grid_mass_at_x: ArrayLike, grid_mass_at_x_delta: ArrayLike, p_a: float
 ) -> tuple[Array, float]:
@@ -98,7 +129,7 @@ def worst_case_classifier(
     >>> f.round(6).tolist(), round(worst, 6)
     ([1.0, 1.0, 0.0], 0.5)
     """
-    p, q = _grids(grid_mass_at_x, grid_mass_at_x_delta, p_a)
+    p, q = np.asarray(grid_mass_at_x), np.asarray(grid_mass_at_x_delta)
     # Cells without mass at x do not help the constraint; p_a = 1 must not fail by rounding.
     wanted = min(p_a, p.sum())
     solved = optimize.linprog(
@@ -111,20 +142,7 @@ def worst_case_classifier(
     return f.reshape(p.shape), float(f @ q.ravel())
 
 
-def _grids(at_x: ArrayLike, at_x_delta: ArrayLike, p_a: float) -> tuple[Array, Array]:
-    p, q = np.asarray(at_x, dtype=float), np.asarray(at_x_delta, dtype=float)
-    if p.shape != q.shape:
-        raise ValueError(
-            f"grid_mass_at_x and grid_mass_at_x_delta differ in shape: {p.shape} and {q.shape}"
-        )
-    for name, mass in (("grid_mass_at_x", p), ("grid_mass_at_x_delta", q)):
-        if np.any(mass < 0) or not np.isclose(mass.sum(), 1, atol=1e-9):
-            raise ValueError(f"{name}: expected probabilities that add up to 1, got {mass.sum()}")
-    if not 0 <= p_a <= 1:
-        raise ValueError(f"p_a={p_a}: expected a probability in [0, 1]")
-    return p, q
-
-
+@_on_a_grid
 def neyman_pearson(
     grid_mass_at_x: ArrayLike, grid_mass_at_x_delta: ArrayLike, p_a: float
 ) -> tuple[Array, float]:
@@ -137,7 +155,7 @@ def neyman_pearson(
     >>> f.tolist(), worst
     ([1.0, 1.0, 0.0], 0.5)
     """
-    p, q = _grids(grid_mass_at_x, grid_mass_at_x_delta, p_a)
+    p, q = np.asarray(grid_mass_at_x), np.asarray(grid_mass_at_x_delta)
     flat_p, flat_q = p.ravel(), q.ravel()
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(flat_p > 0, flat_q / flat_p, np.inf)
@@ -150,6 +168,15 @@ def neyman_pearson(
     return f.reshape(p.shape), float(f @ flat_q)
 
 
+def _not_too_large(radius: float, sigma: float) -> None:
+    if radius > 1e5 * sigma:
+        raise ValueError(f"radius={radius}: expected at most {1e5 * sigma:g}, 100,000 sigma")
+
+
+_ball = {"radius": number("[0, inf)", "in pixel units"), "sigma": SIGMA, "dimension": whole(1)}
+
+
+@declared(_not_too_large, distance=numbers("[0, inf)", "in pixel units"), **_ball)
 def ball_probability(distance: ArrayLike, radius: float, sigma: float, dimension: int) -> Array:
     """Probability that N(x, sigma^2 I) falls into a ball whose centre is ``distance`` from x.
 
@@ -165,15 +192,7 @@ def ball_probability(distance: ArrayLike, radius: float, sigma: float, dimension
     >>> float(ball_probability(0.0, 1.0, 1.0, 2).round(6))  # 1 - exp(-1/2)
     0.393469
     """
-    away = np.asarray(distance, dtype=float)
-    for name, value in (("distance", away), ("radius", np.asarray(radius))):
-        if not np.all(np.isfinite(value) & (value >= 0)):
-            raise ValueError(f"{name}={value}: expected finite numbers >= 0, in pixel units")
-    check_sigma(sigma)
-    if radius > 1e5 * sigma:
-        raise ValueError(f"radius={radius}: expected at most {1e5 * sigma:g}, 100,000 sigma")
-    if dimension < 1:
-        raise ValueError(f"dimension={dimension}: expected at least 1")
+    away = np.asarray(distance)
     # Beyond 40 sigma it is below Phi(-40), which is 0 in double precision; SciPy may say NaN.
     near = away <= radius + 40 * sigma
     shift = (np.where(near, away, 0.0) / sigma) ** 2
@@ -183,6 +202,7 @@ def ball_probability(distance: ArrayLike, radius: float, sigma: float, dimension
     return np.where(near, np.where(shift > 0, shifted, central), 0.0)
 
 
+@declared(_not_too_large, **_ball)
 def ball_true_radius(radius: float, sigma: float, dimension: int) -> float:
     """Distance from the ball's centre at which the smoothed classifier "inside or not" flips.
 

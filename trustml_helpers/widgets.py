@@ -28,7 +28,8 @@ from trustml_helpers import (
     smoothing_figures,
     theory,
 )
-from trustml_helpers.models import predict, unchanged
+from trustml_helpers._support.calling import unchanged
+from trustml_helpers.models import predict
 
 Draw = Callable[..., tuple[Figure, str]]
 

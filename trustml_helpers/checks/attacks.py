@@ -1,0 +1,418 @@
+"""Checks of the homework on attacks, training against them, and Danskin's theorem."""
+
+from __future__ import annotations
+
+from math import inf
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trustml_helpers.checks.harness import (
+    Answer,
+    Cases,
+    Wrong,
+    agree,
+    check,
+    modes,
+    number,
+    tensor,
+    untouched,
+)
+
+_WRONG_WAY = "goes the wrong way: the loss falls. An attack climbs, x + ..., not x - ..."
+_TRAIN_MODE = (
+    "puts the network into train mode, so dropout falsifies the gradient; leave the mode as it is"
+)
+
+
+def _small(dtype: torch.dtype, generator: torch.Generator) -> nn.Module:
+    """A smooth network with dropout, in eval mode: images (n, 1, 4, 4), three classes."""
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Dropout(0.5), nn.Linear(12, 3)
+    )
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.8
+    return network.to(dtype).eval()
+
+
+def _images(generator: torch.Generator, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    """Five images inside the box, and labels."""
+    x = 0.3 + 0.4 * torch.rand(5, 1, 4, 4, generator=generator)
+    return x.to(dtype), torch.randint(3, (5,), generator=generator)
+
+
+def _gradient(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    loss = F.cross_entropy(network(x), y, reduction="sum")
+    return torch.autograd.grad(loss, x)[0].detach()
+
+
+def _length(x: Tensor, norm: str) -> Tensor:
+    rows = x.flatten(1)
+    return rows.abs().amax(1) if norm == "linf" else rows.norm(dim=1)
+
+
+def stays(found: Tensor, x: Tensor, eps: float, norm: str, *, box: bool = True) -> None:
+    """Wrong, with the size in pixel units, if a point lies outside the ball or [0, 1]."""
+    far = _length(found - x, norm).max().item()
+    if far > eps * (1 + 1e-4) + 1e-6:
+        cure = (
+            "it is used in units of 0 to 255; here a pixel is in [0, 1]"
+            if far > 100 * eps
+            else "project x_adv - x back onto the ball"
+        )
+        name = "largest pixel change" if norm == "linf" else "l2 length of the change"
+        raise Wrong(f"leaves the ball: {name} {far:.4g}, allowed eps = {eps:g}; {cure}")
+    outside = (found < -1e-6) | (found > 1 + 1e-6)
+    if box and outside.any():
+        raise Wrong(
+            f"{int(outside.sum())} pixels leave [0, 1] (from {found.min():.3g} to "
+            f"{found.max():.3g}): clip x_adv to [0, 1]"
+        )
+
+
+@check
+def linear_attack(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """Task 1: the exact attack on a linear classifier, ``(w, b, x, y, eps, norm) -> x_adv``."""
+
+    def draw(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    for norm, dtype, sparse in (
+        ("linf", torch.float64, False), ("l2", torch.float64, False),
+        ("linf", torch.float32, True), ("l2", torch.float32, True),
+    ):  # fmt: skip
+        w, b, x = draw(7, dtype=dtype), 0.3, draw(6, 7, dtype=dtype)
+        w[::3] *= not sparse
+        y = torch.where(torch.rand(6, generator=generator) < 0.5, -1.0, 1.0).to(dtype)
+        y[:2] = torch.tensor([1.0, -1.0])
+        eps = 0.25
+        with case(f"{norm}, {str(dtype)[6:]}" + (", some weights 0" if sparse else "")):
+            found = tensor(answer(w, b, x.clone(), y, eps, norm), x, "one point per row of x")
+            w, x, y = w.double(), x.double(), y.double()
+            steepest = w.sign() if norm == "linf" else w / w.norm()
+            other = w.sign() if norm == "l2" else w / w.norm()
+            lowest = x - eps * y[:, None] * steepest
+            faults = {
+                "goes the wrong way: the score y (w.x + b) rises. To lower it, move against y w":
+                    x + eps * y[:, None] * steepest,
+                "clips to [0, 1]: this data is not images, and has no range": lowest.clamp(0, 1),
+                "returns the change alone, not x plus the change": lowest - x,
+                "the label is missing: rows with y = -1 move the other way": x - eps * steepest,
+                "eps is in the units of x: do not divide it by 255":
+                    x - eps / 255 * y[:, None] * steepest,
+                "this is the step of the other norm: it has to depend on norm":
+                    x - eps * y[:, None] * other,
+                "w itself is not a step of length eps: take its sign (l-inf) or divide it by its "
+                "l2 norm": x - eps * y[:, None] * w,
+            }  # fmt: skip
+            for what, value in faults.items():  # before the ball: a fault says more than a size
+                if torch.allclose(found, value, atol=1e-4):
+                    raise Wrong(what)
+            stays(found, x, eps, norm, box=False)
+            # Not unique where a weight is 0, so the value decides.
+            fell = (y * ((x - found) @ w)).min().item()
+            possible = eps * (w.abs().sum() if norm == "linf" else w.norm()).item()
+            if fell < possible * (1 - 1e-4):
+                raise Wrong(
+                    f"the score y (w.x + b) falls by {fell:.4g}, possible is eps times the dual "
+                    f"norm of w = {possible:.4g}"
+                )
+
+
+@check
+def fgsm(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """Task 2: one step, clipped, ``(model, x, y, eps) -> x_adv``."""
+    for name, dtype, eps, rows in (
+        ("float64", torch.float64, 0.1, 5), ("float32", torch.float32, 0.1, 5),
+        ("pixels near 0 and 1", torch.float64, 0.5, 5), ("one image", torch.float64, 0.2, 1),
+    ):  # fmt: skip
+        network = _small(dtype, generator)
+        x, y = (part[:rows] for part in _images(generator, dtype))
+        with case(name):
+            seen, given = modes(network), x.clone()
+            found = tensor(answer(network, given, y, eps), x, "one attacked image per image")
+            if any(seen) or network.training:
+                raise Wrong(_TRAIN_MODE)
+            untouched(x, given, "x")
+            g = _gradient(network, x, y)
+            _one_step(found, x, g, eps)
+
+
+def _one_step(found: Tensor, x: Tensor, g: Tensor, eps: float) -> None:
+    x, g = x.double(), g.double()
+    step, unit = g.sign(), g / g.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    raw = {
+        _WRONG_WAY: x - eps * step,
+        "eps is in pixel units of [0, 1]: do not divide it by 255": x + eps / 255 * step,
+        "eps is used in units of 0 to 255; here a pixel is in [0, 1]": x + 255 * eps * step,
+        "adds the gradient, not its sign": x + eps * g,
+        "adds the mean loss's gradient, not its sign": x + eps * g / len(g),
+        "divides by the l2 norm of each image: FGSM takes the sign": x + eps * unit,
+        "divides by the norm over the whole batch: FGSM takes the sign": x + eps * g / g.norm(),
+        "divides by the largest gradient: FGSM takes the sign": x + eps * g / g.abs().max(),
+    }
+    faults = {what: value.clamp(0, 1) for what, value in raw.items()}
+    expected = (x + eps * step).clamp(0, 1)
+    if not torch.allclose(found, expected, atol=1e-5):
+        for what in raw:
+            if any(torch.allclose(found, each[what], atol=1e-5) for each in (raw, faults)):
+                raise Wrong(what)
+        stays(found, x, eps, "linf")
+    agree(found, expected, faults, unit=" pixel units")
+
+
+def _path(
+    network: nn.Module, x: Tensor, y: Tensor, eps: float, size: float, steps: int, start: Tensor,
+    norm: str, fault: str = "",
+) -> Tensor:  # fmt: skip
+    """PGD in the plainest form, or with one mistake."""
+
+    def project(z: Tensor, skip: str = "project") -> Tensor:
+        delta = z - x
+        if fault != skip:
+            length = _length(delta, "l2").clamp(min=1e-12)
+            if fault == "batch ball":
+                length = delta.norm().expand(len(x))
+            shrink = (eps / length).clamp(max=inf if fault == "rescale" else 1).view(-1, 1, 1, 1)
+            delta = delta.clamp(-eps, eps) if norm == "linf" else delta * shrink
+        return x + delta if fault == "clip" else (x + delta).clamp(0, 1)
+
+    first = {"start": x, "point": start, "twice": x + 2 * start}.get(fault, x + start)
+    z = project(first, skip="first")
+    total = torch.zeros_like(x)
+    for _ in range(max(steps + {"last": -1, "more": 1}.get(fault, 0), 0)):
+        g = _gradient(network, x if fault == "same" else z, y)
+        total = total + g if fault == "accumulate" else g
+        unit = _length(total, "l2").clamp(min=1e-12).view(-1, 1, 1, 1)
+        direction = total / (total.norm() if fault == "batch" else unit)
+        if (norm == "linf") != (fault == "norm"):
+            direction = total.sign()
+        if fault in ("raw", "raw mean"):
+            direction = total / (len(x) if fault == "raw mean" else 1)
+        z = project(z + _SIZES.get(fault, 1) * size * direction)
+    return z
+
+
+_SIZES = {"descend": -1, "double": 2, "half": 0.5}
+_PATH_FAULTS = {
+    "descend": _WRONG_WAY,
+    "norm": "the step is that of the other norm: it has to depend on norm",
+    "accumulate": "adds up the gradients of all steps: set x.grad to None in every step, or take "
+    "torch.autograd.grad",
+    "start": "ignores start: the first point is x + start, projected",
+    "point": "takes start for the first point: it is x + start, projected",
+    "twice": "adds start twice",
+    "first": "does not project the first point, x + start, onto the ball",
+    "last": "makes one step too few",
+    "more": "makes one step too many",
+    "double": "the steps are twice as long as step_size",
+    "half": "the steps are half as long as step_size",
+    "rescale": "scales every change to length eps: a change that is shorter stays as it is",
+    "same": "takes the gradient at x in every step, not at the current point",
+    "raw": "steps along the gradient itself: take its sign (l-inf), or divide it by its l2 norm",
+    "raw mean": "steps along the gradient itself: take its sign (l-inf), or divide it by its norm",
+    "batch": "divides by the norm over the whole batch: each image has its own norm, over all "
+    "dimensions but the first",
+    "batch ball": "projects by the norm over the whole batch: each image has its own ball",
+    "project": "does not project onto the ball after a step",
+    "clip": "does not clip to [0, 1] after a step",
+}
+
+
+@check
+def pgd(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """Task 3: ``(model, x, y, eps, step_size, steps, start, norm) -> x_adv``."""
+    for name, norm, eps, steps, dtype, far in (
+        ("l-inf, inside [0, 1]", "linf", 0.1, 4, torch.float64, 1.0),
+        ("l-inf, pixels near 0 and 1", "linf", 0.5, 4, torch.float64, 1.0),
+        ("l-inf, float32, a start outside the ball", "linf", 0.2, 3, torch.float32, 1.5),
+        ("l2, inside [0, 1]", "l2", 0.25, 3, torch.float64, 0.05),
+        ("l2, one step from a start outside the ball", "l2", 0.25, 1, torch.float64, 3.0),
+        ("l2, pixels near 0 and 1", "l2", 1.5, 9, torch.float64, 0.5),
+    ):
+        network = _small(dtype, generator)
+        x, y = _images(generator, dtype)
+        start = torch.rand(x.shape, generator=generator).to(dtype) * 2 - 1
+        start = far * eps * (start if norm == "linf" else start / _length(start, "l2").max())
+        given = (network, x, y, eps, 0.3 * eps, steps, start, norm)
+        with case(name):
+            seen, before = modes(network), x.clone()
+            found = tensor(answer(*given), x, "one attacked image per image")
+            if any(seen) or network.training:
+                raise Wrong(_TRAIN_MODE)
+            untouched(before, x, "x")
+            expected = _path(*given).double()
+            if torch.allclose(found, expected, atol=1e-4):
+                continue
+            for fault, what in _PATH_FAULTS.items():
+                if torch.allclose(found, _path(*given, fault).double(), atol=1e-4):
+                    raise Wrong(what)
+            other = _path(*given[:-1], "l2" if norm == "linf" else "linf")
+            if torch.allclose(found, other.double(), atol=1e-4):
+                raise Wrong("does the same for both norms: step and ball have to depend on norm")
+            stays(found, x.double(), eps, norm)
+            if "l2, pixels" in name:  # box first or ball first: two valid orders, two paths
+                _climbs(network, x, y, found.to(dtype), expected.to(dtype))
+            else:
+                agree(found, expected, {}, unit=" pixel units")
+
+
+def _climbs(network: nn.Module, x: Tensor, y: Tensor, found: Tensor, expected: Tensor) -> None:
+    """Wrong unless the loss rose about as far as PGD's; another valid order of steps may differ."""
+    with torch.no_grad():
+        clean, ours, theirs = (
+            F.cross_entropy(network(z), y, reduction="none").mean() for z in (x, expected, found)
+        )
+    if theirs - clean < 0.95 * (ours - clean):
+        raise Wrong(
+            f"the loss rises from {clean:.4g} to {theirs:.4g} only; PGD with these steps reaches "
+            f"{ours:.4g}"
+        )
+
+
+@check
+def adversarial_step(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """Task 4: ``(model, optimizer, x, y, attack) -> loss``."""
+    for name, momentum in (("plain descent", 0.0), ("three steps, with momentum", 0.9)):
+        with case(name):
+            _adversarial_steps(answer, generator, momentum, 3 if momentum else 1)
+    with case("the loss that is returned"):
+        _adversarial_steps(answer, generator, 0.0, 1, loss_only=True)
+
+
+def _adversarial_steps(
+    answer: Answer, generator: torch.Generator, momentum: float, steps: int, *,
+    loss_only: bool = False,
+) -> None:  # fmt: skip
+    x, y = _images(generator)
+    shift = 0.2 * torch.rand(x.shape, generator=generator).double()
+    first = {k: v.clone() for k, v in _small(torch.float64, generator).state_dict().items()}
+
+    def attack(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        # As careless as many published ones: it leaves gradients in the network.
+        F.cross_entropy(network(x.clone().requires_grad_()), y).backward()
+        weights = torch.cat([p.flatten() for p in network.parameters()])
+        return x + shift + (weights - weights.detach()).sum()  # remembers how it was made
+
+    def start() -> tuple[nn.Module, torch.optim.Optimizer]:
+        network = _small(torch.float64, generator)
+        network.load_state_dict(first)
+        return network, torch.optim.SGD(network.parameters(), lr=0.1, momentum=momentum)
+
+    def reference(fault: str = "") -> tuple[Tensor, float]:
+        network, optimizer = start()
+        for _ in range(steps):
+            seen = attack(network, x, y)
+            seen = {"clean": x, "graph": seen}.get(fault, seen.detach())
+            if fault != "zero":
+                optimizer.zero_grad()
+            loss = F.cross_entropy(network(seen), y, reduction="sum" if fault == "sum" else "mean")
+            if fault == "mixed":
+                loss = (loss + F.cross_entropy(network(x), y)) / 2
+            (-loss if fault == "ascend" else loss).backward()
+            for _ in range(2 if fault == "twice" else fault != "no step"):
+                optimizer.step()
+            after = F.cross_entropy(network(seen), y)
+        return _weights(network), (after if fault == "after" else loss).item()
+
+    network, optimizer = start()
+    seen = modes(network)
+    loss = float("nan")
+    for _ in range(steps):
+        returned = answer(network, optimizer, x.clone(), y, attack)
+        loss = number(returned, "the loss as a number") if loss_only else loss
+    if any(seen):
+        raise Wrong(_TRAIN_MODE + ". The loop around your step chooses it")
+    texts = {
+        "clean": "trains on the clean images: the loss must be taken at attack(model, x, y)",
+        "zero": "the gradients that the attack left in the network are added: call "
+        "optimizer.zero_grad() after the attack, before backward",
+        "graph": "differentiates through the attack: its images still record how they were made. "
+        "Detach them, x_adv is a constant of the step",
+        "mixed": "mixes in the loss at the clean images: only that at attack(model, x, y) counts",
+        "after": "this is the loss after the step: return the one that was minimised",
+        "sum": "sums the loss over the batch: take its mean, as cross_entropy does",
+        "ascend": "climbs: the weights descend, only the attacker climbs",
+        "no step": "the weights do not move: optimizer.step() is missing",
+        "twice": "makes two optimizer steps",
+    }
+    index = int(loss_only)
+    found = (_weights(network), loss)[index]
+    faults = {text: reference(fault)[index] for fault, text in texts.items()}
+    agree(found, reference()[index], faults, tolerance=1e-6)
+
+
+def _weights(network: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+@check
+def numerical_gradient(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """Task 5a: central differences, ``(f, w, h) -> gradient``."""
+    for name, size in (("three weights", 3), ("one weight", 1)):
+        w = torch.rand(size, generator=generator, dtype=torch.float64) + 0.5
+        h = 1e-2
+
+        def f(w: Tensor) -> Tensor:
+            return (w**3).sum() + w[0] * w[-1]
+
+        with case(name):
+            given = w.clone()
+            found = tensor(answer(f, given, h), w, "one derivative per weight")
+            untouched(w, given, "w")
+            steps = h * torch.eye(size, dtype=torch.float64)
+            up = torch.stack([f(w + e) for e in steps])
+            down = torch.stack([f(w - e) for e in steps])
+            faults = {
+                "a one-sided difference: its error is of order h, that of (f(w + h) - f(w - h)) / "
+                "(2 h) of order h^2": (up - f(w)) / h,
+                "a one-sided difference, backwards": (f(w) - down) / h,
+                "divides by h: the two points are 2 h apart": (up - down) / h,
+                "not divided by 2 h": up - down,
+                "multiplies by h: brackets are missing in / (2 * h)": (up - down) / 2 * h,
+                "all zero: up and down are the same tensor as w; make copies with w.clone()": 0 * w,
+                "the sign is wrong: f(w + h) - f(w - h)": (down - up) / (2 * h),
+            }
+            agree(found, (up - down) / (2 * h), faults, tolerance=1e-6)
+
+
+def _logistic_gradient(w: Tensor, b: float, x: Tensor, y: Tensor, eps: float, fault: str) -> Tensor:
+    z = x - eps * (1 if fault == "label" else y[:, None]) * w.sign()
+    score = y * (z @ w + (0 if fault == "b" else b))
+    share = y * torch.sigmoid(score if fault == "sigmoid" else -score)
+    return -(share[:, None] * (x if fault == "clean factor" else z)).mean(0)
+
+
+@check
+def danskin_gradient(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """Task 5b: gradient in w of the worst-case logistic loss, ``(w, b, x, y, eps) -> gradient``."""
+    for dtype in (torch.float64, torch.float32):
+        w = torch.randn(6, generator=generator, dtype=torch.float64)
+        x = torch.randn(9, 6, generator=generator, dtype=torch.float64)
+        y = torch.where(torch.rand(9, generator=generator) < 0.5, -1.0, 1.0).double()
+        y[:2] = torch.tensor([1.0, -1.0])
+        b, eps = 0.2, 0.15
+        with case(str(dtype)[6:]):
+            found = answer(w.to(dtype), b, x.to(dtype), y.to(dtype), eps)
+            found = tensor(found, w, "one derivative per weight")
+
+            def at(shift: float, fault: str = "") -> Tensor:
+                return _logistic_gradient(w, b, x, y, shift, fault)  # noqa: B023
+
+            expected = at(eps)
+            faults = {
+                "this is the gradient at the clean x: plug in x + delta*": at(0.0),
+                "delta* has the wrong sign: the attacker raises the loss": at(-eps),
+                "the sum over the examples: the loss is their mean": expected * len(x),
+                "the sign is wrong: this is minus the gradient": -expected,
+                "the last factor is the clean x: differentiate at x + delta*, with delta* held "
+                "fixed": at(eps, "clean factor"),
+                "eps is in the units of x: do not divide it by 255": at(eps / 255),
+                "the sigmoid is of minus the score: examples that are right count less":
+                    at(eps, "sigmoid"),
+                "b is missing": at(eps, "b"),
+                "the label is missing in delta*": at(eps, "label"),
+            }  # fmt: skip
+            agree(found, expected, faults, tolerance=1e-4)

@@ -1,0 +1,108 @@
+"""Checks of the homework on certified accuracy: two numbers of a log, and reading its picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import stats
+
+from trustml_helpers.certification import certified_accuracy as curve
+from trustml_helpers.certification import read_log
+from trustml_helpers.checks.harness import Answer, Cases, Wrong, agree, check, number
+from trustml_helpers.data import data_folder
+from trustml_helpers.smoothing import ABSTAIN
+
+
+@check
+def certified_accuracy(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """Task 11a: ``(label, prediction, radius, r) -> share``."""
+    label = torch.randint(3, (97,), generator=generator).numpy()
+    radius = (torch.randint(0, 9, (97,), generator=generator) / 8).double().numpy()
+    prediction = label.copy()
+    prediction[::4] = (label[::4] + 1) % 3
+    prediction[1::7], radius[1::7] = ABSTAIN, 0.0
+    right = prediction == label
+    for name, r in (
+        ("at a small radius", 0.05),
+        ("between two radii", 0.3),
+        ("at a radius met", 0.5),
+    ):
+        with case(name):
+            found = number(answer(label, prediction, radius, r), "a share of all images")
+            expected = float((right & (radius >= r)).mean())
+            faults = {
+                "wrong predictions count as well: compare with the label":
+                    float((radius >= r).mean()),
+                "a share of the correct images: divide by all of them":
+                    float((radius >= r)[right].mean()),
+                "a share of the images with an answer: an abstention counts as an error":
+                    float((right & (radius >= r))[prediction != ABSTAIN].mean()),
+                "a number of images, not a share": float((right & (radius >= r)).sum()),
+                "in percent: give a share in [0, 1]": 100 * expected,
+                "a radius of exactly r is certified too: >=, not >":
+                    float((right & (radius > r)).mean()),
+                "this is a mean radius, not a share": float((right * radius).mean()),
+                "counts images whose radius is below r": float((right & (radius < r)).mean()),
+                "this is 1 minus the certified accuracy": 1 - expected,
+            }  # fmt: skip
+            agree(found, expected, faults, tolerance=1e-9)
+
+
+@check
+def average_certified_radius(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """Task 11b: ``(label, prediction, radius) -> ACR``."""
+    for name, share in (("some answers wrong", 3), ("a larger set", 5)):
+        label = torch.randint(5, (40 * share,), generator=generator).numpy()
+        radius = torch.rand(40 * share, generator=generator).double().numpy()
+        prediction = label.copy()
+        prediction[::share] = (label[::share] + 2) % 5
+        prediction[1::7], radius[1::7] = ABSTAIN, 0.0
+        right = prediction == label
+        with case(name):
+            found = number(answer(label, prediction, radius), "a mean radius")
+            faults = {
+                "wrong predictions count with their radius: they count as 0": float(radius.mean()),
+                "the mean over the correct images: divide by all of them":
+                    float(radius[right].mean()),
+                "abstentions are left out: they count as 0, divide by all images":
+                    float((right * radius)[prediction != ABSTAIN].mean()),
+                "the median, not the mean": float(np.median(right * radius)),
+                "a sum, not a mean": float((right * radius).sum()),
+            }  # fmt: skip
+            agree(found, float((right * radius).mean()), faults, unit=" pixel units",
+                  tolerance=1e-9)  # fmt: skip
+
+
+@check
+def reading(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """Task 11c: five numbers from the picture of the shipped logs, ``() -> tuple``."""
+    logs = {
+        sigma: read_log(
+            data_folder() / f"results/mnist_study/gaussian_{sigma}_n10000.tsv", "one_class"
+        )
+        for sigma in (0.25, 0.5, 1.0)
+    }
+    found: list[float] = []
+    with case.before_all():
+        values = answer()
+        if not isinstance(values, tuple | list) or len(values) != 5:
+            raise Wrong(f"returns {values!r}, expected five numbers (a), (b), (c), (d), (e)")
+        found = [number(value, "a number") for value in values]
+
+    def best(r: float) -> float:
+        return max(logs, key=lambda sigma: curve(logs[sigma], r)[0])
+
+    share = curve(logs[0.5], 1.25)[0]
+    last = {n: 0.25 * stats.norm.ppf(0.001 ** (1 / n)) for n in (10_000, 100_000)}
+    picture = "look along a vertical line of the picture"
+    for letter, expected, allowed, hint in (
+        ("a", best(1.0), 0.0, f"which curve is on top at radius 1? {picture}"),
+        ("b", best(1.75), 0.0, f"which curve is on top at radius 1.75? {picture}"),
+        ("c", share, 0.03, "the height of the curve of sigma = 0.5 at radius 1.25, in [0, 1]"),
+        ("d", last[10_000], 0.03, "where the curve of sigma = 0.25 falls to 0, in pixel units"),
+        ("e", last[100_000], 0.02, "all votes agree: sigma * Phi^-1 of the bound alpha ** (1 / n)"),
+    ):
+        with case(f"({letter})"):
+            value = found["abcde".index(letter)]
+            if abs(value - expected) > allowed + 1e-9:
+                raise Wrong(f"{value:g} is not right: {hint}")

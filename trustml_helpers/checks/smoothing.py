@@ -1,0 +1,395 @@
+"""Checks of the homework on smoothing: bounds, votes, PREDICT, CERTIFY, radii."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from trustml_helpers.bounds import lower_conf_bound as exact_bound
+from trustml_helpers.checks.harness import Answer, Cases, Wrong, agree, check, integer, number
+from trustml_helpers.smoothing import ABSTAIN
+
+
+def _uniform(generator: torch.Generator, low: float, high: float) -> float:
+    return low + (high - low) * torch.rand((), generator=generator).item()
+
+
+def _whole(generator: torch.Generator, low: int, high: int) -> int:
+    return int(torch.randint(low, high, (), generator=generator))
+
+
+def _lower(k: int, n: int, alpha: float) -> float:
+    return float(exact_bound(k, n, alpha))
+
+
+@check
+def lower_conf_bound(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """Task 6: LOWERCONFBOUND, ``(k, n, alpha) -> p``."""
+    few = _whole(generator, 60, 200)
+    for name, ks, n, alpha in (
+        ("some successes", [int(0.8 * few)], few, 0.01),
+        ("every one a success", [few], few, 0.001),
+        ("few successes, and none", [3, 0], few, 0.05),
+        ("many trials, small alpha", [97_500 + few], 100_000, 1e-6),
+    ):  # fmt: skip
+        with case(name):
+            for k in ks:
+                _bound(answer, k, n, alpha)
+
+
+def _bound(answer: Answer, k: int, n: int, alpha: float) -> None:
+    found = number(answer(k, n, alpha), "a probability")
+    share = k / n
+    spread = math.sqrt(share * (1 - share) / n)
+    faults = {
+        "this is k / n, no bound: the true p lies below it about half of the time": share,
+        "alpha / 2: a two-sided interval; only the lower end is used, so all of alpha is "
+        "its": _lower(k, n, alpha / 2),
+        "this is the upper bound": 1 - _lower(n - k, n, alpha),
+        "alpha and 1 - alpha are swapped": _lower(k, n, 1 - alpha),
+        "the normal approximation (Wald): not exact, above the bound near p = 1":
+            share + stats.norm.ppf(alpha) * spread,
+        "the two-sided normal approximation": share + stats.norm.ppf(alpha / 2) * spread,
+        "Hoeffding's bound: valid, but looser than Clopper and Pearson's":
+            share - math.sqrt(math.log(1 / alpha) / (2 * n)),
+        "Hoeffding's bound, cut at 0: valid, but looser than Clopper and Pearson's":
+            max(0.0, share - math.sqrt(math.log(1 / alpha) / (2 * n))),
+        "solves P(Bin(n, p) > k) = alpha: k itself belongs to the tail":
+            float(stats.beta.ppf(alpha, k + 1, max(n - k, 1e-9))),
+        "the median of the posterior, not a bound":
+            float(stats.beta.median(k + 1, n - k + 1)),
+    }  # fmt: skip
+    agree(found, _lower(k, n, alpha), faults, tolerance=1e-6)
+
+
+class _Recorder(nn.Module):
+    """Remembers what it is asked; answers one of four classes by the mean of the pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.9)
+        self.asked: list[Tensor] = []
+        self.answers: list[Tensor] = []
+        self.modes: list[bool] = []
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked.append(x.detach().clone())
+        self.modes.append(self.training)
+        share = self.dropout(x.detach().double()).flatten(1).mean(1, keepdim=True)
+        logits = -((share - torch.tensor([0.3, 0.49, 0.51, 0.8], dtype=torch.float64)) ** 2)
+        self.answers.append(logits.argmax(1))
+        return logits.to(x.dtype)
+
+
+@check
+def sample_under_noise(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """Task 7: ``(model, x, sigma, n, batch_size, num_classes, generator) -> counts``."""
+    seed = _whole(generator, 0, 10_000)
+    for name, sigma, n, batch in (
+        ("sigma 0.5", 0.5, 600, 200), ("sigma 0.25, the last batch smaller", 0.25, 650, 200),
+        ("fewer samples than a batch", 1.5, 90, 200),
+    ):  # fmt: skip
+        model = _Recorder()
+        x = torch.rand(1, 16, 16, generator=generator)
+        with case(name):
+            state = torch.random.get_rng_state()
+            counts = answer(model, x, sigma, n, batch, 4, torch.Generator().manual_seed(seed))
+            if not torch.equal(state, torch.random.get_rng_state()):
+                raise Wrong("draws from the global generator: pass generator=generator")
+            if any(model.modes):
+                raise Wrong("puts the network into train mode; leave the mode as it is")
+            _noise(model, x, sigma, n, batch)
+            expected = torch.bincount(torch.cat(model.answers), minlength=4)
+            _counts(counts, expected, n)
+
+
+def _noise(model: _Recorder, x: Tensor, sigma: float, n: int, batch: int) -> None:
+    """Wrong unless the network saw x plus fresh noise of the right size."""
+    if not model.asked:
+        raise Wrong("the network is never asked")
+    if (largest := max(len(each) for each in model.asked)) > batch:
+        raise Wrong(f"asks about {largest} images at once; batch_size = {batch}")
+    noise = torch.cat([each.reshape(-1, *x.shape) for each in model.asked]).double() - x.double()
+    if len(noise) != n:
+        raise Wrong(f"asks about {len(noise)} noisy images, n = {n}")
+    rows = noise.flatten(1)
+    seen = x.double() + noise
+    if seen.min() >= 0 and seen.max() <= 1:
+        raise Wrong("clips the noisy images to [0, 1]: the theorem holds for the noise as it is")
+    parts = [part for part in rows.split([len(each) for each in model.asked]) if len(part) > 1]
+    if any((part == part[0]).all() for part in parts) or (rows == rows[0]).all():
+        raise Wrong("adds the same noise to every copy: draw fresh noise for each")
+    if len(rows.unique(dim=0)) < n:
+        raise Wrong("draws the same noise in every batch: do not seed the generator again")
+    # With n * 256 >= 23,040 normal values the spread is off by 4 % with probability below 1e-16.
+    spread = rows.std().item()
+    for what, value in (
+        ("", sigma),
+        ("its variance is sigma; sigma is the standard deviation", math.sqrt(sigma)),
+        ("sigma is squared: multiply standard normal noise by sigma", sigma**2),
+        ("standard normal noise: multiply it by sigma", 1.0),
+        ("divided by 255: sigma is in pixel units of [0, 1]", sigma / 255),
+    ):
+        if abs(spread / value - 1) < 0.04:
+            if what:
+                raise Wrong(f"the noise has standard deviation {spread:.3g}, not {sigma}: {what}")
+            break
+    else:
+        raise Wrong(f"the noise has standard deviation {spread:.3g}, expected sigma = {sigma}")
+    if stats.kurtosis(rows.flatten().numpy()) < -0.5:
+        raise Wrong("the noise is uniform, not normal: torch.randn, not torch.rand")
+
+
+def _counts(found: Any, expected: Tensor, n: int) -> None:
+    if not isinstance(found, Tensor | np.ndarray | list | tuple) or np.ndim(found) != 1:
+        raise Wrong(f"returns {type(found).__name__}, expected 4 counts")
+    values = [integer(each, "whole numbers: counts, not shares") for each in found]
+    if len(values) != 4:
+        raise Wrong(f"returns {len(values)} counts, num_classes = 4: bincount(minlength=...)")
+    if values != expected.tolist():
+        total = f" (they add up to {sum(values)}, n = {n})" if sum(values) != n else ""
+        raise Wrong(f"counts {values}, the network's answers were {expected.tolist()}{total}")
+
+
+def _decide(n_a: int, n_b: int, alpha: float) -> bool:
+    return bool(stats.binomtest(n_a, n_a + n_b, 0.5).pvalue <= alpha)
+
+
+def _border(total: int, alpha: float) -> int:
+    """The smallest top count among ``total`` votes for which PREDICT answers."""
+    return next(k for k in range(total // 2, total + 1) if _decide(k, total - k, alpha))
+
+
+_PREDICT_FAULTS: Mapping[str, Callable[[int, int, int, float], bool]] = {
+    "never abstains: a lead by chance is answered as if it were sure": lambda a, b, n, alpha: True,
+    "one-sided test: the winner was chosen after looking, so both sides count":
+        lambda a, b, n, alpha: stats.binomtest(a, a + b, 0.5, "greater").pvalue <= alpha,
+    "alpha / 2: binomtest is two-sided already":
+        lambda a, b, n, alpha: stats.binomtest(a, a + b, 0.5).pvalue <= alpha / 2,
+    "tests the top count against all n votes: only the votes of the two top classes count":
+        lambda a, b, n, alpha: stats.binomtest(a, n, 0.5).pvalue <= alpha,
+    "asks for a lower bound above 1/2, as CERTIFY does":
+        lambda a, b, n, alpha: _lower(a, n, alpha) > 0.5,
+    "the comparison is turned: answer where the p-value is small":
+        lambda a, b, n, alpha: stats.binomtest(a, a + b, 0.5).pvalue > alpha,
+    "always abstains": lambda a, b, n, alpha: False,
+}  # fmt: skip
+
+
+@check
+def predict(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """Task 8: PREDICT from counts, ``(counts, alpha) -> class or -1``."""
+    total = _whole(generator, 80, 140)
+    for name, alpha, third in (
+        ("two classes, at the border of the test", 0.05, 0),
+        ("many votes for other classes", 0.05, total // 2),
+        ("small alpha", 0.001, 7),
+    ):
+        least = _border(total, alpha)
+        with case(name):
+            wanted, found = [], []
+            tops = [total, least + 2, least + 1, least, least - 1, least - 2, total // 2 + 1]
+            for top in tops:
+                place = torch.randperm(4, generator=generator)
+                counts = torch.zeros(4, dtype=torch.int64)
+                counts[place] = torch.tensor([top, total - top, min(third, total - top), 0])
+                wanted.append((int(place[0]), top, total - top, int(counts.sum()), alpha))
+                found.append(integer(answer(counts, alpha), "a class or -1"))
+            _predictions(found, wanted)
+    with case("a tie, and the votes left as they are"):
+        counts = torch.tensor([5, 90, 3])
+        if integer(answer(counts, 0.01), "a class or -1") != 1:
+            raise Wrong("does not answer class 1 at 90 against 5 votes, alpha = 0.01")
+        if counts.tolist() != [5, 90, 3]:
+            raise Wrong("changes counts in place: copy or use topk")
+        if integer(answer(torch.tensor([40, 40, 2]), 0.05), "a class or -1") != ABSTAIN:
+            raise Wrong("answers at a tie of 40 against 40 votes")
+
+
+def _predictions(found: list[int], wanted: list[tuple[int, int, int, int, float]]) -> None:
+    right = [label if _decide(a, b, alpha) else ABSTAIN for label, a, b, _, alpha in wanted]
+    if found == right:
+        return
+    for what, rule in _PREDICT_FAULTS.items():
+        if found == [v[0] if rule(*v[1:]) else ABSTAIN for v in wanted]:
+            raise Wrong(what)
+    at = next(i for i, (f, r) in enumerate(zip(found, right, strict=True)) if f != r)
+    label, a, b, n, alpha = wanted[at]
+    raise Wrong(
+        f"{a} votes for class {label}, {b} for the next, {n} in all, alpha = {alpha}: got "
+        f"{found[at]}, expected {right[at]}"
+    )
+
+
+class _Votes:
+    """A sampler that hands out prepared counts and remembers what was asked."""
+
+    def __init__(self, first: list[int], second: list[int]) -> None:
+        self.prepared = [first, second]
+        self.asked: list[int] = []
+
+    def __call__(self, n: int) -> Tensor:
+        self.asked.append(int(n))
+        which = min(len(self.asked), 2) - 1
+        return torch.tensor(self.prepared[which])
+
+
+def _certified(k: int, n: int, alpha: float, sigma: float, fault: str = "") -> float | None:
+    """The radius of CERTIFY, or with one mistake; None where it abstains."""
+    p = k / n if fault == "plug-in" else _lower(k, n, alpha / 2 if fault == "two-sided" else alpha)
+    if p <= 0.5 and fault != "never abstains":
+        return None
+    quantile = stats.norm.cdf(p) if fault == "cdf" else stats.norm.ppf(p)
+    scale = {"no sigma": 1.0, "variance": sigma**2, "half": sigma / 2}.get(fault, sigma)
+    return float(scale * quantile)
+
+
+_CERTIFY_FAULTS = {
+    "plug-in": "uses the observed share k / n: its lower confidence bound is missing",
+    "two-sided": "alpha / 2: only a lower bound is needed, so it gets all of alpha",
+    "cdf": "takes Phi where its inverse is needed: norm.ppf, not norm.cdf",
+    "no sigma": "sigma is missing: the radius is sigma * Phi^-1(p)",
+    "variance": "sigma squared: sigma is the standard deviation",
+    "half": "half of it: with p_B = 1 - p_A both halves are equal and add up",
+    "never abstains": "answers although the bound is at most 1/2: abstain",
+}
+
+
+@check
+def certify(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """Task 9: CERTIFY, ``(sample, n0, n, alpha, sigma) -> (class or -1, radius)``."""
+    n0, n = 50, _whole(generator, 800, 1200)
+    top, other = torch.randperm(4, generator=generator)[:2].tolist()
+
+    def votes(total: int, k: int, label: int = top, rest: int = other) -> list[int]:
+        counts = [0] * 4
+        counts[label], counts[rest] = k, total - k
+        return counts
+
+    many, few = int(_uniform(generator, 0.75, 0.95) * n), int(0.515 * n)
+    clear = (votes(n0, 45), votes(n, many), many, 0.5)
+    disagree = (votes(n0, 40), votes(n, n // 3), n // 3, 1.0)
+    for name, runs in (
+        ("a clear class", [clear]),
+        ("all votes agree", [(votes(n0, n0), votes(n, n), n, 0.25)]),
+        ("clear, and just above one half", [clear, (votes(n0, 30), votes(n, few), few, 0.5)]),
+        ("clear, and the two samples disagree", [clear, disagree]),
+    ):
+        with case(name):
+            for first, second, k, sigma in runs:
+                sample = _Votes(first, second)
+                label, radius = _pair(answer(sample, n0, n, 0.001, sigma))
+                _asked(sample.asked, n0, n)
+                if first is disagree[0]:
+                    _disagree(label, top, other)
+                _certificate(label, radius, top, k, n, 0.001, sigma, first[top], n0)
+
+
+def _disagree(label: int, top: int, other: int) -> None:
+    """Wrong unless it abstains where the n0 votes favour ``top`` and the n votes ``other``."""
+    if label == other:
+        raise Wrong(
+            "selects the class by the second sample: the one that is counted may not also "
+            "choose. Take the top class of the n0 samples"
+        )
+    if label == top:
+        raise Wrong(
+            "answers the class of the first sample, which has a third of the votes of the second: "
+            "count it there, and abstain where its bound is not above 1/2"
+        )
+
+
+def _pair(found: Any) -> tuple[int, float]:
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise Wrong(f"returns {type(found).__name__}, expected two values: class and radius")
+    return integer(found[0], "a class or -1"), number(found[1], "a radius, 0.0 when abstaining")
+
+
+def _asked(asked: list[int], n0: int, n: int) -> None:
+    if asked == [n0, n]:
+        return
+    if len(asked) == 1:
+        raise Wrong(
+            f"draws one sample of {asked[0]}: the samples that select may not be counted again. "
+            "Draw n0 to select and n fresh ones to count"
+        )
+    shown = f"{asked[:4]}, ..." if len(asked) > 4 else str(asked)
+    raise Wrong(
+        f"draws samples of {shown}, expected n0 = {n0} first and then n = {n}, in two calls"
+    )
+
+
+def _certificate(
+    label: int, radius: float, top: int, k: int, n: int, alpha: float, sigma: float,
+    k0: int, n0: int,
+) -> None:  # fmt: skip
+    expected = _certified(k, n, alpha, sigma)
+    if label == ABSTAIN and expected is not None:
+        raise Wrong(f"abstains with {k} of {n} votes: the bound is above 1/2")
+    if label == ABSTAIN:
+        agree(radius, 0.0, {}, unit=" for the radius while abstaining")
+        return
+    if label != top:
+        raise Wrong(f"class {label}, expected {top}")
+    if math.isinf(radius):
+        raise Wrong(
+            "an infinite radius: all votes agree, but p = 1 cannot be known from n samples. The "
+            "bound for k = n is alpha ** (1 / n)"
+        )
+    faults = {
+        what: value
+        for fault, what in _CERTIFY_FAULTS.items()
+        if (value := _certified(k, n, alpha, sigma, fault)) is not None
+    } | {
+        "counts the votes of the first sample: they selected the class, so they cannot also "
+        "vouch for it": _certified(k0, n0, alpha, sigma) or math.inf,
+        "adds both samples up: those that selected cannot also vouch":
+            _certified(k + k0, n + n0, alpha, sigma) or math.inf,
+    }  # fmt: skip
+    if expected is None:
+        agree(radius, math.inf, faults, tolerance=1e-6)
+    agree(radius, expected or 0.0, faults, unit=" pixel units", tolerance=1e-6)
+
+
+@check
+def two_class_radius(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """Task 10a: ``(p_a, p_b, sigma) -> radius``."""
+    high = (_uniform(generator, 0.6, 0.8), _uniform(generator, 0.05, 0.15), 0.5)
+    low = (_uniform(generator, 0.42, 0.49), _uniform(generator, 0.1, 0.2), 0.25)
+    lost = (0.3, _uniform(generator, 0.35, 0.45), 0.75)
+    for name, runs in (
+        ("p_a above 1/2", [high]), ("p_a below 1/2", [low]), ("p_a below p_b", [high, lost])
+    ):  # fmt: skip
+        with case(name):
+            for a, b, sigma in runs:
+                _radius(answer, a, b, sigma)
+
+
+def _radius(answer: Answer, a: float, b: float, sigma: float) -> None:
+    ppf, cdf = stats.norm.ppf, stats.norm.cdf
+    found = number(answer(a, b, sigma), "a radius")
+    faults = {
+        "the factor 1/2 is missing": sigma * (ppf(a) - ppf(b)),
+        "takes Phi where its inverse is needed: norm.ppf, not norm.cdf":
+            sigma / 2 * (cdf(a) - cdf(b)),
+        "uses 1 - p_a for p_b: that is the one-class radius": sigma * ppf(a),
+        "zero unless p_a > 1/2: with p_b known, p_a > p_b is enough":
+            sigma / 2 * (ppf(a) - ppf(b)) if a > 0.5 else 0.0,
+        "sigma is missing": (ppf(a) - ppf(b)) / 2,
+        "sigma squared: sigma is the standard deviation": sigma**2 / 2 * (ppf(a) - ppf(b)),
+        "adds the two quantiles: the second one is subtracted":
+            sigma / 2 * (ppf(a) + ppf(b)),
+        "the sign is wrong": sigma / 2 * (ppf(b) - ppf(a)),
+        "Phi^-1 of the difference: take it of each, then subtract": sigma / 2 * ppf(abs(a - b)),
+    }  # fmt: skip
+    expected = sigma / 2 * (ppf(a) - ppf(b)) if a > b else 0.0
+    if a <= b and found != 0:
+        raise Wrong(f"{found:.4g} where p_a < p_b: nothing is certified there, the radius is 0")
+    agree(found, expected, faults, unit=" pixel units", tolerance=1e-6)

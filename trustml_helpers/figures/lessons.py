@@ -1,0 +1,226 @@
+"""The figures of single lessons that :mod:`figures` has no general form for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from trustml_helpers.figures.general import LINES, MARKERS, PALETTE, PLATE, filled, styled
+
+
+@styled
+def norm_balls(gradient: tuple[float, float], steps: Mapping[str, tuple[float, float]]) -> Figure:
+    """The unit balls of l-inf, l2 and l1 in the plane, and the best step in each.
+
+    Args:
+        gradient: the direction in which the loss grows.
+        steps: ``{"linf" | "l2" | "l1": the maximiser of gradient . step on the unit ball}``.
+    """
+    filled(steps=steps)
+    symbols = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$"}
+    for name in steps:
+        if name not in symbols:
+            raise ValueError(f"steps: {name!r} is no norm, expected {', '.join(symbols)}")
+    angle = np.linspace(0, 2 * np.pi, 200)
+    outlines = {
+        "linf": (np.array([1, 1, -1, -1, 1]), np.array([1, -1, -1, 1, 1])),
+        "l2": (np.cos(angle), np.sin(angle)),
+        "l1": (np.array([1, 0, -1, 0, 1]), np.array([0, -1, 0, 1, 0])),
+    }
+    fig, grid = plt.subplots(1, len(steps), figsize=(3.6 * len(steps), 3.7), squeeze=False)
+    for axes, (name, step) in zip(grid[0], steps.items(), strict=True):
+        axes.fill(
+            *outlines[name], facecolor=PALETTE[4], alpha=0.3, edgecolor=PALETTE[0], linewidth=2
+        )
+        for vector, colour, text in (
+            (gradient, "black", "gradient"),
+            (step, PALETTE[1], "best step"),
+        ):
+            axes.annotate("", vector, (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour,
+                          "lw": 2.2, "linestyle": "--" if text == "gradient" else "-"})  # fmt: skip
+            axes.plot(
+                [], [], color=colour, linestyle="--" if text == "gradient" else "-", label=text
+            )
+        axes.set(title=symbols[name], xlim=(-1.5, 1.7), ylim=(-1.5, 1.7), aspect="equal",
+                 xlabel=r"pixel 1", ylabel=r"pixel 2")  # fmt: skip
+    grid[0, -1].legend(loc="lower right", fontsize=10, borderaxespad=0)
+    return fig
+
+
+@styled
+def loss_surface(
+    a: Sequence[float],
+    b: Sequence[float],
+    loss: Tensor,
+    correct: Tensor,
+    *,
+    labels: tuple[str, str],
+    marks: Mapping[str, tuple[float, float]] | None = None,
+) -> Figure:
+    """A loss over a plane through an image: level lines, a relief, and where the label is right.
+
+    Args:
+        a, b: coordinates along the two directions, lengths m and n.
+        loss: ``(m, n)``, loss[i, j] at ``a[i], b[j]``.
+        correct: bool ``(m, n)``, whether the label is right there.
+        labels: what the two directions are.
+        marks: points to mark, by name.
+    """
+    fig = plt.figure(figsize=(10.5, 4))
+    flat, relief = fig.add_subplot(1, 2, 1), fig.add_subplot(1, 2, 2, projection="3d")
+    horizontal, vertical = np.meshgrid(np.asarray(a), np.asarray(b), indexing="ij")
+    height = loss.numpy()
+    filled = flat.contourf(horizontal, vertical, height, levels=14, cmap="cividis")
+    if bool(correct.any()) and not bool(correct.all()):
+        border = correct.numpy().astype(float)
+        flat.contour(
+            horizontal,
+            vertical,
+            border,
+            levels=[0.5],
+            colors="white",
+            linewidths=2.5,
+            linestyles="--",
+        )
+        flat.plot([], [], color="white", linestyle="--", label="label changes")
+    for k, (name, point) in enumerate((marks or {}).items()):
+        look: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 11}
+        flat.plot(*point, MARKERS[k], linestyle="none", label=name, **look)
+    flat.set(xlabel=labels[0], ylabel=labels[1])
+    flat.grid(visible=False)
+    # Dark as the smallest loss: the marks are white.
+    dark = plt.get_cmap("cividis")(0)
+    flat.legend(loc="upper left", fontsize=10, facecolor=dark, labelcolor="white", frameon=True)
+    fig.colorbar(filled, ax=flat).ax.set_title("loss", fontsize=10)
+    relief.plot_surface(horizontal, vertical, height, cmap="cividis", linewidth=0)
+    relief.set(xlabel="attack direction", ylabel="random direction", zlabel="cross-entropy")
+    relief.view_init(elev=28, azim=-125)
+    return fig
+
+
+@styled
+def danskin(
+    theta: Sequence[float],
+    members: Mapping[str, Sequence[float]],
+    envelope: Sequence[float],
+    at: float,
+    tangent: tuple[float, float],
+    maximiser: str,
+) -> Figure:
+    """A family of losses, their maximum, and the tangent that Danskin's theorem gives.
+
+    Args:
+        theta: parameter values.
+        members: the loss as a function of theta for a few fixed perturbations, by name.
+        envelope: the maximum over all perturbations.
+        at: where the tangent is drawn.
+        tangent: value and slope there, taken from the maximising perturbation alone.
+        maximiser: name of that perturbation.
+    """
+    fig, axes = plt.subplots(figsize=(7.6, 4.4))
+    x = np.asarray(theta)
+    for k, (name, y) in enumerate(members.items()):
+        axes.plot(x, y, color=PALETTE[k % 5], linestyle=LINES[1 + k % 5], linewidth=1.6, label=name)
+    axes.plot(x, envelope, color="black", linewidth=3.2, label=r"$\max_\delta$ Loss")
+    value, slope = tangent
+    near = x[np.abs(x - at) < 0.3 * (x[-1] - x[0]) / 2]
+    axes.plot(near, value + slope * (near - at), color=PALETTE[5], linewidth=4)
+    axes.plot([at], [value], "o", color=PALETTE[5], markersize=11, markeredgecolor="black",
+              label=f"slope {slope:+.2f}, from {maximiser}")  # fmt: skip
+    low, high = float(np.min(envelope)), float(np.max(envelope))
+    axes.set(
+        xlabel=r"parameter $\theta$", ylabel="loss", ylim=(low - 0.6 * (high - low), high * 1.05)
+    )
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=11)
+    return fig
+
+
+@styled
+def shifted_densities(
+    t: Sequence[float],
+    densities: Mapping[str, Sequence[float]],
+    share: Sequence[float],
+    *,
+    xlabel: str,
+    marks: Mapping[str, float] | None = None,
+    places: Mapping[str, float] | None = None,
+) -> Figure:
+    """Densities on a line and, below them, the share of each place that a classifier calls A.
+
+    Args:
+        t: positions, ``(m,)``.
+        densities: by name.
+        share: f, in [0, 1], at each position.
+        xlabel: what the line is.
+        marks: vertical lines, by name.
+        places: named points of the line, marked on its axis.
+    """
+    fig, (top, low) = plt.subplots(
+        2, 1, figsize=(8, 4.6), sharex=True, gridspec_kw={"height_ratios": [3, 1]}
+    )
+    for k, (name, values) in enumerate(densities.items()):
+        top.plot(t, values, color=PALETTE[k], linestyle=LINES[k], label=name)
+    low.fill_between(t, share, step="mid", color=PALETTE[4], hatch="//", edgecolor=PALETTE[0])
+    for k, (name, place) in enumerate((marks or {}).items()):
+        for axes in (top, low):
+            axes.axvline(place, color="black", linestyle=LINES[3 + k], linewidth=1.5)
+        top.plot([], [], color="black", linestyle=LINES[3 + k], linewidth=1.5, label=name)
+    top.set(ylabel="density")
+    top.legend(fontsize=11)
+    low.set(xlabel=xlabel, ylabel="called A", ylim=(0, 1.05))
+    for name, place in (places or {}).items():
+        low.plot(place, 0, "^", color="black", markersize=9, clip_on=False, zorder=5)
+        low.annotate(name, (place, 0), (0, 9), textcoords="offset points", ha="center",
+                     fontsize=12, bbox=PLATE)  # fmt: skip
+    return fig
+
+
+@styled
+def plane(
+    edges: tuple[Sequence[float], Sequence[float]],
+    panels: Mapping[str, Any],
+    *,
+    centres: Mapping[str, tuple[float, float]],
+    sigma: float,
+    border: tuple[tuple[float, float], float] | None = None,
+) -> Figure:
+    """Shares in [0, 1] on the cells of a plane, with level sets of Gaussians drawn over them.
+
+    Args:
+        edges: finite edges of the shown cells along both axes, lengths m + 1 and n + 1.
+        panels: by title, ``(m, n)`` arrays: the share of each cell that is called A.
+        centres: of the Gaussians, by name, marked; circles at sigma and 2 sigma around each.
+        sigma: their standard deviation.
+        border: a vector, drawn as an arrow from the origin, and the distance at which a dashed line
+            crosses its direction at right angles.
+    """
+    filled(panels=panels)
+    fig, grid = plt.subplots(1, len(panels), figsize=(4.6 * len(panels) + 0.6, 4.4), squeeze=False)
+    angle = np.linspace(0, 2 * np.pi, 100)
+    for axes, (title, values) in zip(grid[0], panels.items(), strict=True):
+        shown = axes.pcolormesh(*edges, np.asarray(values).T, cmap="Blues", vmin=0, vmax=1)
+        for k, (name, (a, b)) in enumerate(centres.items()):
+            look = ("white", PALETTE[1])[k % 2]
+            axes.plot(a, b, MARKERS[k], color=look, markeredgecolor="black", label=name,
+                      linestyle="none", markersize=9)  # fmt: skip
+            edge = [patheffects.withStroke(linewidth=3.5, foreground="black")]  # seen on any ground
+            for radius in (sigma, 2 * sigma):
+                axes.plot(a + radius * np.cos(angle), b + radius * np.sin(angle), color=look,
+                          linewidth=1.8, path_effects=edge)  # fmt: skip
+        if border is not None:
+            normal = np.array(border[0]) / np.hypot(*border[0])
+            foot, along = border[1] * normal, np.array([-normal[1], normal[0]])
+            axes.axline(foot, foot + along, color="black", linestyle="--", linewidth=2)
+            axes.annotate("", border[0], (0, 0), arrowprops={"arrowstyle": "->", "linewidth": 2})
+        axes.set(title=title, aspect="equal", xlim=edges[0][:: len(edges[0]) - 1],
+                 ylim=edges[1][:: len(edges[1]) - 1])  # fmt: skip
+        axes.grid(visible=False)
+    grid[0, 0].legend(fontsize=10, loc="lower left", frameon=True)
+    fig.colorbar(shown, ax=grid[0, -1], label="share called A", shrink=0.8)
+    return fig

@@ -1,0 +1,160 @@
+"""The figures of randomized smoothing that :mod:`figures` has no general form for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from trustml_helpers.figures.general import PALETTE, PLATE, curves, filled, styled
+
+_HATCHES = ("", "//", "..", "xx", "--")
+
+
+def _regions(axes: Axes, axis: Sequence[float], classes: Any, title: str) -> None:
+    """Decision regions over a square, told apart by colour and by hatching."""
+    values = np.asarray(classes).T
+    count = max(int(values.max()) + 1, 2)
+    axes.pcolormesh(axis, axis, values, cmap=ListedColormap(PALETTE[:count]), vmin=-0.5,
+                    vmax=count - 0.5, alpha=0.55, rasterized=True)  # fmt: skip
+    for k in range(1, count):  # class by class: level sets of the numbers would draw false borders
+        mask = (values == k).astype(float)
+        if mask.any():
+            axes.contourf(axis, axis, mask, levels=[0.5, 1.5], colors="none", hatches=[_HATCHES[k]])
+    for k in range(count):  # its number, well inside
+        if (values == k).any():
+            row, column = (int(np.median(where)) for where in np.nonzero(values == k))
+            if values[row, column] == k:
+                axes.text(axis[column], axis[row], str(k), ha="center", va="center",
+                          fontweight="bold", bbox=PLATE)  # fmt: skip
+    axes.set(title=title, aspect="equal")
+    axes.grid(visible=False)
+
+
+def _check_classes(name: str, classes: Any) -> None:
+    """Refuse classes that have no colour and hatching of their own."""
+    low, high = int(np.min(np.asarray(classes))), int(np.max(np.asarray(classes)))
+    if not 0 <= low <= high < len(_HATCHES):
+        raise ValueError(f"{name} holds classes {low} to {high}, expected 0 to {len(_HATCHES) - 1}")
+
+
+@styled
+def regions(axis: Sequence[float], panels: Mapping[str, Any]) -> Figure:
+    """Decision regions of several classifiers of the plane, side by side.
+
+    Args:
+        axis: coordinates along both axes, ``(m,)``.
+        panels: by title, classes ``(m, m)``, the first index along the horizontal axis.
+    """
+    filled(panels=panels)
+    for title, classes in panels.items():
+        _check_classes(f"panels: {title!r}", classes)
+    fig, grid = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.3), squeeze=False)
+    for axes, (title, classes) in zip(grid[0], panels.items(), strict=True):
+        _regions(axes, axis, classes, title)
+    return fig
+
+
+@styled
+def vote(
+    axis: Sequence[float],
+    classes: Any,
+    point: tuple[float, float],
+    sigma: float,
+    shares: Sequence[float],
+    bounds: Mapping[int, tuple[str, float]],
+) -> Figure:
+    """Regions of f with the noise around a point, and the share of each class under the noise.
+
+    Rebuilt after figure 1 of Cohen et al. (2019), from computed values.
+
+    Args:
+        axis, classes: as for :func:`regions`, of the base classifier.
+        point: x, marked; circles at sigma, 2 sigma and 3 sigma around it.
+        sigma: standard deviation of the noise.
+        shares: observed share of each class.
+        bounds: by class, the name and the value of a confidence bound to draw on its bar.
+    """
+    filled(shares=shares)
+    for k in bounds:
+        if not 0 <= k < len(shares):
+            raise ValueError(f"bounds: class {k} has no share, expected 0 to {len(shares) - 1}")
+    _check_classes("classes", classes)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.4, 4.3), width_ratios=[1.15, 1])
+    _regions(left, axis, classes, "base classifier $f$, noise around $x$")
+    angle = np.linspace(0, 2 * np.pi, 100)
+    for k in (1, 2, 3):
+        left.plot(point[0] + k * sigma * np.cos(angle), point[1] + k * sigma * np.sin(angle),
+                  color="black", linestyle=":", linewidth=1.4)  # fmt: skip
+    left.plot(*point, "X", color="white", markeredgecolor="black", markersize=12)
+    left.set(xlim=(axis[0], axis[-1]), ylim=(axis[0], axis[-1]))
+    bars = right.bar(range(len(shares)), shares, color=PALETTE[: len(shares)], alpha=0.55,
+                     edgecolor="0.3")  # fmt: skip
+    for bar, hatch in zip(bars, _HATCHES, strict=False):
+        bar.set_hatch(hatch)
+    for k, (name, value) in bounds.items():
+        right.plot([k - 0.45, k + 0.45], [value, value], color="black", linewidth=3)
+        right.annotate(name, (k, value), (k, max(value, shares[k], 0.5) + 0.16), ha="center",
+                       fontsize=11, bbox=PLATE, arrowprops={"arrowstyle": "->"})  # fmt: skip
+    right.axhline(0.5, color="0.4", linestyle="--", linewidth=1.3)
+    right.text(len(shares) - 0.5, 0.51, "1/2", color="0.2", ha="right", va="bottom")
+    right.set(
+        xticks=range(len(shares)),
+        ylim=(0, 1.1),
+        xlim=(-0.9, len(shares) - 0.4),
+        xlabel="class",
+        ylabel="share of votes",
+        title="class shares",
+    )
+    return fig
+
+
+def certified(
+    radii: Sequence[float], accuracies: Mapping[str, Any], *, title: str | None = None
+) -> Figure:
+    """Certified accuracy against the radius, one line per log.
+
+    Args:
+        radii: in pixel units, ``(m,)``.
+        accuracies: by name, shares in [0, 1], ``(m,)``.
+        title: over the figure.
+    """
+    return curves(
+        [(r"radius $r$ in $\ell_2$, pixel units", radii, accuracies)],
+        "certified accuracy",
+        titles=[title] if title else None,
+    )
+
+
+@styled
+def sandwich(
+    radii: Sequence[float],
+    certified: Sequence[float],
+    attacked: Sequence[float],
+    *,
+    names: tuple[str, str],
+    note: str = "",
+) -> Figure:
+    """Lower and upper bound on robust accuracy, and the band between them.
+
+    Args:
+        radii: in pixel units, ``(m,)``.
+        certified, attacked: shares in [0, 1] at each radius, ``(m,)``.
+        names: of the two lines.
+        note: a small line under the figure.
+    """
+    figure = curves(
+        [(r"radius $r$ in $\ell_2$, pixel units", radii,
+          {names[1]: attacked, names[0]: certified})],
+        "share of images", note=note, legend="lower left",
+    )  # fmt: skip
+    (axes,) = figure.axes
+    axes.fill_between(radii, certified, attacked, color=PALETTE[4], alpha=0.3, hatch="//",
+                      edgecolor="white", label="the truth lies here")  # fmt: skip
+    axes.legend(loc="lower left", fontsize=11)
+    return figure

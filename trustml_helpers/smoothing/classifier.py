@@ -1,0 +1,438 @@
+"""Randomized smoothing: g(x), the most likely class of f(x + noise), and its certificates."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import special
+from torch import Tensor, nn
+
+from trustml_helpers import bounds, sequential
+from trustml_helpers._support.arguments import (
+    ALPHA,
+    SIGMA,
+    Rule,
+    declared,
+    function,
+    maybe,
+    number,
+    numbers,
+    shown,
+    whole,
+)
+from trustml_helpers._support.calling import logits_of, unchanged
+from trustml_helpers._support.randomness import given_or_fresh
+from trustml_helpers._support.tensors import GENERATOR, IMAGES
+from trustml_helpers.smoothing.execution import fast_layout, suited_batch
+from trustml_helpers.smoothing.votes import ABSTAIN, BOUND, decide, enough, radii, votes_for
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+class Certificates(NamedTuple):
+    """What CERTIFY found, per image."""
+
+    prediction: Tensor  # int64 (b,), ABSTAIN where nothing is certified
+    radius: Tensor  # float64 (b,), l2 in pixel units, 0 where abstained
+    counts: Tensor  # int64 (b, K), votes of the n estimation samples
+    p_a: Tensor  # float64 (b,), lower confidence bound of the selected class
+
+
+class RadiusCertificates(NamedTuple):
+    """What the sequential test found, per image."""
+
+    prediction: Tensor  # int64 (b,), ABSTAIN where no radius of the grid is certified
+    certified: Tensor  # bool (b,), whether any is; with a single radius, whether it is
+    radius: Tensor  # float64 (b,), the largest certified radius of the grid, 0 if none
+    samples: Tensor  # int64 (b,), noisy copies used, the n0 selection samples included
+
+
+class AnytimeCertificates(NamedTuple):
+    """What open-ended sampling found, per image."""
+
+    prediction: Tensor  # int64 (b,), ABSTAIN where nothing is certified
+    radius: Tensor  # float64 (b,), l2 in pixel units, 0 where abstained
+    samples: Tensor  # int64 (b,), noisy copies used, the n0 selection samples included
+
+
+def _increasing(values: Any) -> Floats:
+    found = np.atleast_1d(_length.read(values))
+    if found.ndim != 1 or len(found) == 0 or np.any(np.diff(found) <= 0):
+        raise ValueError
+    return found
+
+
+_length = numbers("(0, inf)", "in pixel units")
+_RADII = Rule("one or more increasing finite numbers above 0, in pixel units", _increasing,
+              (0.0, -1.0, math.inf, math.nan, [], [1.0, 1.0], [2.0, 1.0]))  # fmt: skip
+_sampled = {
+    "x": IMAGES, "generator": GENERATOR, "batch_size": maybe(whole(1)), "alpha": ALPHA,
+}  # fmt: skip
+_n = {"n0": whole(1), "n_max": whole(1)}
+
+
+def _can_be_told_apart(self: Any, radius: Floats, alpha: float, n_max: int) -> None:
+    p_null = special.ndtr(radius / self.sigma)
+    if p_null[-1] == 1 or np.any(np.diff(p_null) == 0):
+        raise ValueError(
+            f"radius={shown(radius)}: no votes can tell such radii apart at sigma={self.sigma:g}; "
+            f"expected at most {8 * self.sigma:g}, in steps that are not tiny"
+        )
+    if sequential.plan(p_null, alpha, sequential.looks(n_max)).success[0, -1] > n_max:
+        share = (1 - sequential.EARLY) * alpha
+        least = math.ceil(math.log(share) / special.log_ndtr(radius[0] / self.sigma))
+        raise ValueError(
+            f"n_max={n_max}: even {n_max} equal votes do not certify radius {radius[0]:g} at "
+            f"alpha={alpha}; use at least n_max={least}"
+        )
+
+
+class SmoothedClassifier:
+    """g(x): the class that the base classifier f most likely returns on x + N(0, sigma^2 I).
+
+    Args:
+        base_classifier: f, any callable from images to logits ``(n, K)``; used in eval mode (a
+            warning says so if it was in training mode) and left as found. Noisy images are not
+            clipped. A checkpoint of the course trained with another sigma gives a warning.
+        sigma: standard deviation of the noise, above 0, in pixel units.
+        num_classes: K, at least 2.
+
+    Raises:
+        ValueError: for sigma or num_classes out of range.
+
+    Source: Cohen, Rosenfeld, Kolter (2019), "Certified adversarial robustness via randomized
+    smoothing", section 3 and algorithm 1.
+
+    >>> g = SmoothedClassifier(lambda x: torch.stack([x.sum(1), -x.sum(1)], 1), 1.0, 2)
+    >>> x = torch.tensor([[2.0, 2.0], [-2.0, -2.0]])
+    >>> g.predict(x, 200, alpha=0.001, generator=torch.Generator().manual_seed(0)).tolist()
+    [0, 1]
+    """
+
+    @declared(
+        base_classifier=function("from images to logits (n, K)"), sigma=SIGMA, num_classes=whole(2)
+    )
+    def __init__(
+        self, base_classifier: Callable[[Tensor], Tensor], sigma: float, num_classes: int
+    ) -> None:
+        self.base_classifier, self.sigma, self.num_classes = base_classifier, sigma, num_classes
+        self.settled = False  # whether the memory layout was chosen, as `prepare` does
+        trained = getattr(base_classifier, "card", {}).get("sigma")
+        if trained is not None and trained != sigma:
+            warnings.warn(
+                f"sigma={sigma:g}: this checkpoint was trained with sigma {trained:g}; with other "
+                "noise it mostly certifies less",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    @declared(n=whole(1), **{k: v for k, v in _sampled.items() if k != "alpha"})
+    def sample_under_noise(
+        self,
+        x: Tensor,
+        n: int,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """SAMPLEUNDERNOISE: how often f returns each class on n noisy copies of each image.
+
+        Args:
+            x: images ``(b, ...)``, floating point, any range.
+            n: noisy copies of each image, at least 1.
+            generator: source of the noise; fresh entropy if not given.
+            batch_size: noisy images per forward pass; what suits the size of an image if not given.
+                On a CPU the noise does not depend on it.
+
+        Returns:
+            int64 counts ``(b, K)`` on the device of x. Each row adds up to n, less the votes that
+            were lost because f returned NaN or an infinite logit (a warning says how many).
+
+        Raises:
+            ValueError, TypeError: for arguments out of range, or logits that are not ``(., K)``.
+        """
+        batch_size = suited_batch(x) if batch_size is None else batch_size
+        generator = given_or_fresh(generator, x)
+        together = max(1, batch_size // n)  # few copies of many images, or many copies of one
+        votes = torch.zeros(len(x), self.num_classes + 1, dtype=torch.int64, device=x.device)
+        with self._evaluated(x) as f, torch.inference_mode():
+            for first, noise in _noise(x, n, batch_size, together, self.sigma, generator):
+                noisy = noise.to(x.device).add_(x[first : first + together, None])
+                logits = logits_of(f, noisy.flatten(0, 1), self.num_classes)
+                # A last column for what is no vote: NaN, or infinite.
+                chosen = logits.argmax(1).masked_fill(~logits.isfinite().all(1), self.num_classes)
+                chosen = chosen.view(noisy.shape[:2])
+                votes[first : first + together].scatter_add_(1, chosen, torch.ones_like(chosen))
+        if lost := int(votes[:, -1].sum()):
+            warnings.warn(
+                f"f returned NaN or infinite logits for {lost} of {n * len(x)} noisy images; they "
+                "vote for no class",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return votes[:, :-1].clone()
+
+    @contextmanager
+    def _evaluated(self, x: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+        """The base classifier in eval mode and in the layout that is fast here, given back as it
+        was found."""
+        model = self.base_classifier
+        if isinstance(model, nn.Module) and any(each.training for each in model.modules()):
+            warnings.warn(
+                "base_classifier is in training mode: it is evaluated in eval mode and given back "
+                "as it was; call .eval() first if that is what you mean",
+                UserWarning,
+                stacklevel=5,
+            )
+        with unchanged(model):
+            if self.settled:
+                yield model
+            else:
+                with fast_layout(model, x) as fast:
+                    yield fast
+
+    @declared(n=whole(1), **_sampled)
+    def predict(
+        self,
+        x: Tensor,
+        n: int,
+        alpha: float,
+        *,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """PREDICT: g(x), or ABSTAIN where n votes do not settle it.
+
+        If a class is returned, it is g(x) with probability at least ``1 - alpha``.
+
+        Args:
+            x, n, generator, batch_size: as for :meth:`sample_under_noise`.
+            alpha: error probability in (0, 1), per image.
+
+        Returns:
+            int64 ``(b,)``, :data:`ABSTAIN` where the test is not passed.
+
+        Source: Cohen et al. (2019), algorithm 1 and proposition 1: a two-sided binomial test of
+        the two largest counts.
+        """
+        counts = self.sample_under_noise(x, n, generator, batch_size)
+        return decide(counts, alpha)
+
+    @declared(enough, n0=whole(1), n=whole(1), bound=BOUND, **_sampled)
+    def certify(
+        self,
+        x: Tensor,
+        n0: int,
+        n: int,
+        alpha: float,
+        bound: str = "one_class",
+        *,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+    ) -> Certificates:
+        """CERTIFY: a class and an l2 radius within which g cannot change, or ABSTAIN.
+
+        The class is chosen on n0 samples and its probability bounded on n fresh ones. For each
+        image, with probability at least ``1 - alpha``, a returned class and radius R are true:
+        g(x + delta) is that class for every delta shorter than R.
+
+        Args:
+            x, generator, batch_size: as for :meth:`sample_under_noise`.
+            n0: selection samples, at least 1.
+            n: estimation samples, enough that n equal votes would certify something.
+            alpha: error probability in (0, 1), per image.
+            bound: ``"one_class"`` as published, or ``"two_class"``, which also bounds the largest
+                other class: 90 % of alpha for the top class, 10 % for the other, fixed in advance.
+
+        Returns:
+            :class:`Certificates`, per image.
+
+        Raises:
+            ValueError: for arguments out of range; an n too small to certify anything is one.
+
+        Source: Cohen et al. (2019), algorithm 1 and proposition 2; two classes: theorem 1.
+        """
+        generator = given_or_fresh(generator, x)
+        top = self.sample_under_noise(x, n0, generator, batch_size).argmax(1)
+        counts = self.sample_under_noise(x, n, generator, batch_size)
+        radius, p_a = radii(counts, top, n, alpha, self.sigma, bound)
+        prediction = torch.where(torch.as_tensor(radius > 0), top.cpu(), ABSTAIN)
+        return Certificates(prediction, torch.as_tensor(radius), counts, torch.as_tensor(p_a))
+
+    @declared(_can_be_told_apart, radius=_RADII, **_n, **_sampled)
+    def certify_at_radius(
+        self,
+        x: Tensor,
+        radius: float | Sequence[float],
+        alpha: float,
+        n_max: int,
+        *,
+        n0: int = 100,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+    ) -> RadiusCertificates:
+        """Is g certified at this radius? Samples only until the answer is clear.
+
+        A group-sequential test of "p_A is at most ``Phi(radius / sigma)``" for the class that n0
+        samples select. For each image, with probability at least ``1 - alpha``, a certified
+        radius is true. With a grid of radii one run answers for all of them, at the same alpha:
+        the boundaries rise with the radius, so a false claim means that one fixed test erred.
+
+        Args:
+            x, generator, batch_size: as for :meth:`sample_under_noise`.
+            radius: in pixel units, above 0; or an increasing grid of radii.
+            alpha: error probability in (0, 1), per image; spent as :func:`sequential.spending`
+                says, 10 % before the last look.
+            n_max: largest number of estimation samples; enough that n_max equal votes would
+                certify the smallest radius.
+            n0: selection samples; they are counted in ``samples``, not in ``n_max``.
+
+        Returns:
+            :class:`RadiusCertificates`, per image.
+
+        Raises:
+            ValueError: for arguments out of range; an n_max too small is one.
+
+        Source: Jennison & Turnbull (1999); boundaries by :func:`sequential.plan`.
+
+        >>> g = SmoothedClassifier(lambda x: torch.stack([x.sum(1), -x.sum(1)], 1), 1.0, 2)
+        >>> x = torch.tensor([[2.0, 2.0]])  # at distance 2.83 from the border
+        >>> found = g.certify_at_radius(x, 1.0, 0.001, 10_000)
+        >>> found.certified.tolist(), bool(found.samples[0] < 1000)
+        ([True], True)
+        """
+        grid, sizes = np.asarray(radius), sequential.looks(n_max)
+        plan = sequential.plan(special.ndtr(grid / self.sigma), alpha, sizes)
+        generator = given_or_fresh(generator, x)
+        top = self.sample_under_noise(x, n0, generator, batch_size).argmax(1)
+        votes = np.zeros(len(x), dtype=np.int64)
+        used = np.full(len(x), n0, dtype=np.int64)
+        reached = np.zeros(len(x), dtype=np.int64)  # how many radii of the grid are certified
+        undecided = np.ones((len(x), len(grid)), dtype=bool)
+        for look, more in enumerate(np.diff(sizes, prepend=0)):
+            rows = torch.as_tensor(np.flatnonzero(undecided.any(axis=1)), device=x.device)
+            if len(rows) == 0:
+                break
+            counts = self.sample_under_noise(x[rows], int(more), generator, batch_size)
+            here = rows.cpu().numpy()
+            votes[here] += votes_for(counts, top[rows])
+            used[here] += more
+            crossed = votes[here, None] >= plan.success[:, look]
+            given_up = votes[here, None] <= plan.futility[:, look]
+            reached[here] = np.maximum(reached[here], crossed.sum(axis=1))
+            undecided[here] &= ~(crossed | given_up)
+        largest = torch.as_tensor(np.append(0.0, grid)[reached])
+        prediction = torch.where(largest > 0, top.cpu(), ABSTAIN)
+        return RadiusCertificates(prediction, largest > 0, largest, torch.as_tensor(used))
+
+    @declared(gain=number("(0, inf)", "in pixel units"), **_n, **_sampled)
+    def certify_anytime(
+        self,
+        x: Tensor,
+        gain: float,
+        alpha: float,
+        n_max: int,
+        *,
+        n0: int = 100,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+    ) -> AnytimeCertificates:
+        """Certify whatever radius there is; samples until it could gain at most ``gain``.
+
+        The lower bound of p_A holds at all sample sizes at once, so stopping may depend on it. At
+        every look the radius is compared with the one that n_max samples would give if p_A were
+        at its upper bound; an image that could not be certified even then is given up. The
+        certificate holds with probability at least ``1 - alpha`` per image, and so does the
+        upper bound that decides when to stop.
+
+        Args:
+            x, generator, batch_size: as for :meth:`sample_under_noise`.
+            gain: in pixel units, above 0.
+            alpha: error probability in (0, 1), per image.
+            n_max: largest number of estimation samples.
+            n0: selection samples; they are counted in ``samples``, not in ``n_max``.
+
+        Returns:
+            :class:`AnytimeCertificates`, per image.
+
+        Raises:
+            ValueError: for arguments out of range.
+
+        Source: :func:`sequential.anytime_lower_bound`; looks as for :meth:`certify_at_radius`.
+
+        >>> g = SmoothedClassifier(lambda x: torch.stack([x.sum(1), -x.sum(1)], 1), 1.0, 2)
+        >>> found = g.certify_anytime(torch.tensor([[0.5, 0.5]]), 0.2, 0.001, 100_000)
+        >>> bool(0.3 < found.radius[0] < 0.71), bool(found.samples[0] < 10_000)  # true: 0.707
+        (True, True)
+        """
+        generator = given_or_fresh(generator, x)
+        top = self.sample_under_noise(x, n0, generator, batch_size).argmax(1)
+        votes = np.zeros(len(x), dtype=np.int64)
+        used = np.zeros(len(x), dtype=np.int64)
+        radius = np.zeros(len(x))
+        going = np.arange(len(x))
+        for size in sequential.looks(n_max):
+            if len(going) == 0:
+                break
+            rows = torch.as_tensor(going, device=x.device)
+            more = int(size - used[going[0]])
+            counts = self.sample_under_noise(x[rows], more, generator, batch_size)
+            votes[going] += votes_for(counts, top[rows])
+            used[going] = size
+            lower = sequential.anytime_lower_bound(votes[going], size, alpha)
+            best = sequential.best_case_bound(votes[going], size, n_max, alpha)
+            # The bounds of all looks hold together, so the largest may be kept.
+            radius[going] = np.maximum(radius[going], bounds.certified_radius(lower, self.sigma))
+            hope = bounds.certified_radius(best, self.sigma) - radius[going]
+            going = going[hope > gain]
+        prediction = torch.where(torch.as_tensor(radius > 0), top.cpu(), ABSTAIN)
+        return AnytimeCertificates(prediction, torch.as_tensor(radius), torch.as_tensor(used + n0))
+
+
+def _noise(
+    x: Tensor, n: int, batch_size: int, together: int, sigma: float, generator: torch.Generator
+) -> Iterator[tuple[int, Tensor]]:
+    """Noise for n copies of each image, batch by batch, with the first image that it is for.
+
+    Each is valid until the next one is asked for. On a CPU PyTorch makes normal numbers by
+    sixteens, and the rest of a tensor in another way. So they are drawn by sixteens, and what is
+    left over goes to the next batch: the numbers do not depend on the batch size. With several
+    threads they are drawn while the network works on the last batch: a generator uses one thread,
+    and the others would wait for it.
+    """
+    firsts = [(row, done) for row in range(0, len(x), together) for done in range(0, n, batch_size)]
+    shapes = [(len(x[row : row + together]), min(n - done, batch_size), *x.shape[1:])
+              for row, done in firsts]  # fmt: skip
+    largest = max(map(math.prod, shapes), default=0) + 32
+    buffers = [torch.empty(largest, dtype=x.dtype, device=generator.device) for _ in range(2)]
+    left = buffers[0][:0].clone()
+
+    def draw(turn: int) -> tuple[int, Tensor]:
+        nonlocal left
+        buffer, needed, old = buffers[turn % 2], math.prod(shapes[turn]), len(left)
+        end = old - (old - needed) // 16 * 16  # as many sixteens as are missing
+        with torch.inference_mode():
+            buffer[:old] = left
+            buffer[old:end].normal_(0, sigma, generator=generator)
+            left = buffer[needed:end].clone()
+            return firsts[turn][0], buffer[:needed].view(shapes[turn])
+
+    # On a GPU all is queued anyway, in the caller's stream; and one thread means one thread.
+    if generator.device.type != "cpu" or torch.get_num_threads() == 1:
+        yield from map(draw, range(len(shapes)))
+        return
+    with ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(draw, 0) if shapes else None
+        for turn in range(len(shapes)):
+            assert ahead is not None
+            found = ahead.result()
+            ahead = thread.submit(draw, turn + 1) if turn + 1 < len(shapes) else None
+            yield found

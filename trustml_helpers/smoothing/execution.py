@@ -1,0 +1,212 @@
+"""How a run is executed: batch size, memory layout, dtype; a short search.
+
+None of this changes what is computed, but all of it moves logits in their last digits, so a
+certification log records it and a resumed run repeats it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trustml_helpers._support.arguments import Rule, declared, maybe, one_of, whole
+
+if TYPE_CHECKING:
+    from trustml_helpers.smoothing.classifier import SmoothedClassifier
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = {
+    "float64": torch.float64, "float32": torch.float32,
+    "bfloat16": torch.bfloat16, "float16": torch.float16,
+}  # fmt: skip
+
+
+class Execution(NamedTuple):
+    """How the base classifier is run."""
+
+    batch_size: int = 256  # noisy images per forward pass
+    layout: str = "contiguous"  # of the weights, or "channels_last"
+    dtype: str = "float32"  # of the network; noise is drawn and added in the dtype of the images
+    compiled: bool = False  # by torch.compile, which needs a C++ compiler or a GPU
+
+
+# Values of a batch of noisy images that suit the caches of today's processors: 256 digits, 64
+# images of 32 x 32 in colour, 8 of 224 x 224.
+VALUES = 200_000
+
+
+def suited_batch(x: Tensor) -> int:
+    """How many noisy copies to classify at once: the same on every machine, from 8 to 512.
+
+    >>> suited_batch(torch.zeros(1, 1, 28, 28)), suited_batch(torch.zeros(1, 3, 224, 224))
+    (256, 8)
+    """
+    copies = VALUES / max(x[:1].numel(), 1)
+    return int(min(max(2 ** round(math.log2(max(copies, 1))), 8), 512))
+
+
+@contextmanager
+def fast_layout(model: Any, x: Tensor) -> Iterator[Any]:
+    """Convolutions in channels_last, faster on a CPU; strides are given back afterwards."""
+    if not isinstance(model, nn.Module) or x.ndim != 4 or x.device.type != "cpu":
+        yield model
+        return
+    plain = [(p, p.data) for p in model.parameters() if p.ndim == 4 and p.is_contiguous()]
+    try:
+        for parameter, data in plain:
+            parameter.data = data.contiguous(memory_format=torch.channels_last)
+        yield model
+    finally:
+        for parameter, data in plain:
+            parameter.data = data
+
+
+class _Cast(nn.Module):
+    """A network behind a cast of its input: the noise was added before, in full precision."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.dtype = network, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.to(self.dtype))
+
+
+def as_given(model: Any, images: Tensor) -> Execution:
+    """The execution that leaves a network as it is: its layout, and the dtype of its weights.
+
+    >>> as_given(nn.Conv2d(3, 2, 3).to(memory_format=torch.channels_last), torch.zeros(1, 3, 5, 5))
+    Execution(batch_size=256, layout='channels_last', dtype='float32', compiled=False)
+    """
+    weights = list(model.parameters()) if isinstance(model, nn.Module) else []
+    layout = "contiguous" if all(p.is_contiguous() for p in weights) else "channels_last"
+    dtype = weights[0].dtype if weights else images.dtype
+    return Execution(layout=layout, dtype=str(dtype).removeprefix("torch."))
+
+
+_EXECUTION = {
+    "batch_size": maybe(whole(1)), "layout": maybe(one_of(*LAYOUTS)),
+    "dtype": maybe(one_of(*DTYPES)),
+}  # fmt: skip
+
+
+def _known(execution: Any) -> Execution:
+    for name, rule in _EXECUTION.items():
+        rule.read(getattr(execution, name))
+    return Execution(*execution)
+
+
+@declared(
+    execution=Rule(
+        f"an Execution: batch_size at least 1, layout {' or '.join(LAYOUTS)}, dtype one of "
+        f"{', '.join(DTYPES)}", _known,
+        (Execution(0), Execution(layout="nonsense"), Execution(dtype="int8")),
+    )
+)  # fmt: skip
+def prepare(
+    smoothed: SmoothedClassifier, execution: Execution, image: Tensor
+) -> SmoothedClassifier:
+    """The same smoothed classifier, its network converted; the given one is left as it was.
+
+    Args:
+        smoothed: its base classifier must be an ``nn.Module`` if anything is to be converted.
+        execution: what to convert to. With a smaller dtype than the images' the noise is still
+            drawn and added in theirs, and only the sum is cast.
+        image: an image, or an empty batch of them, for its dtype.
+
+    Returns:
+        A smoothed classifier on a converted copy, or the given one if there is nothing to do.
+
+    Raises:
+        ValueError: for an unknown layout or dtype, or a callable that would have to be converted.
+    """
+    model = smoothed.base_classifier
+    prepared = copy.copy(smoothed)
+    prepared.settled = True
+    if execution == as_given(model, image)._replace(batch_size=execution.batch_size):
+        return prepared
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{execution}: a base classifier that is no nn.Module runs as it is")
+    dtype = DTYPES[execution.dtype]
+    network = copy.deepcopy(model).to(dtype).to(memory_format=LAYOUTS[execution.layout])
+    network = _Cast(network, dtype)
+    network.training = model.training  # the flags inside were copied
+    if execution.compiled:
+        # One graph per batch shape: there are three (selection, estimation, the last batch).
+        network.compile(dynamic=False)
+    prepared.base_classifier = network
+    return prepared
+
+
+@declared(largest=whole(1), **_EXECUTION)
+def search(
+    smoothed: SmoothedClassifier,
+    image: Tensor,
+    *,
+    batch_size: int | None = None,
+    layout: str | None = None,
+    dtype: str | None = None,
+    largest: int = 4096,
+) -> Execution:
+    """The batch size and memory layout with the most votes per second here, by a short trial.
+
+    Layouts are compared at 64 copies; then the batch is doubled for as long as that helps. Takes
+    a second or two for a small network, a few forward passes of each size for a large one.
+
+    Args:
+        smoothed: the smoothed classifier.
+        image: one image ``(1, ...)`` on the device of the network.
+        batch_size, layout, dtype: kept if given; the dtype is the network's own if not.
+        largest: of the batches tried.
+
+    Returns:
+        An :class:`Execution`. Where two are equally fast, another trial may find the other.
+
+    >>> f = lambda x: torch.stack([x.sum(1), -x.sum(1)], 1)
+    >>> search(SmoothedClassifier(f, 1.0, 2), torch.zeros(1, 2), batch_size=32)
+    Execution(batch_size=32, layout='contiguous', dtype='float32', compiled=False)
+    """
+    model = smoothed.base_classifier
+    start = as_given(model, image)
+    start = Execution(
+        64 if batch_size is None else batch_size,
+        start.layout if layout is None else layout,
+        start.dtype if dtype is None else dtype,
+    )
+    free = layout is None and isinstance(model, nn.Module)
+    candidates = [start._replace(layout=name) for name in LAYOUTS] if free else [start]
+    if batch_size is not None and len(candidates) == 1:
+        return start
+    speeds = {each: _votes_per_second(smoothed, image, each) for each in candidates}
+    found = max(speeds, key=speeds.__getitem__)
+    speed, size = speeds[found], 2 * found.batch_size
+    while batch_size is None and size <= largest:
+        try:
+            now = _votes_per_second(smoothed, image, found._replace(batch_size=size))
+        except torch.OutOfMemoryError:
+            break
+        if now < 0.9 * speed:
+            break  # once beyond the caches it only gets worse
+        if now > 1.03 * speed:
+            found, speed = found._replace(batch_size=size), now
+        size *= 2
+    return found
+
+
+def _votes_per_second(smoothed: SmoothedClassifier, image: Tensor, execution: Execution) -> float:
+    """The best of three short runs after one to warm up."""
+    prepared, batch = prepare(smoothed, execution, image), execution.batch_size
+    generator, best = torch.Generator(image.device).manual_seed(0), math.inf
+    for attempt in range(4):
+        started = time.perf_counter()
+        prepared.sample_under_noise(image, 2 * batch, generator, batch)
+        if attempt > 0:
+            best = min(best, time.perf_counter() - started)
+    return 2 * batch / best
