@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from trustml_helpers import attacks, data, models, robustness
-from trustml_helpers.evaluation import Attack
+from trustml_helpers.attacks import Attack
 
 EPS = {"linf": 0.3, "l2": 2.0, "l1": 10.0}
 

@@ -1,5 +1,7 @@
 """Votes per second: `sample_under_noise` against the bare network, and against the literal loop.
 
+"Plain call" is `SmoothedClassifier(network, sigma, K).sample_under_noise(x, n)`, nothing prepared.
+
 Everything is measured side by side in one run, in an order that alternates, and reported as the
 median of ratios with its quartiles. Then: how many labels change with layout and precision on the
 same noise. Usage: python benchmarks/smoothing_speed.py [--network LeNet] [--repeats 7]
@@ -17,9 +19,8 @@ import timing
 import torch
 from torch import Tensor, nn
 
-from trustml_helpers import data, execution, models
-from trustml_helpers.execution import Execution
-from trustml_helpers.smoothing import SmoothedClassifier
+from trustml_helpers import data, models, smoothing
+from trustml_helpers.smoothing import Execution, SmoothedClassifier
 
 SIGMA = 0.5
 VARIANTS = {
@@ -73,7 +74,7 @@ def best_of_bare(network: nn.Module, x: Tensor, votes: int, device: str) -> Call
     """The bare network at its own best layout and batch size."""
     speeds: dict[tuple[str, int], float] = {}
     converted = {}
-    for layout, form in execution.LAYOUTS.items():
+    for layout, form in smoothing.LAYOUTS.items():
         converted[layout] = copy.deepcopy(network).to(memory_format=form)
         for batch in (64, 128, 256, 512, 1024):
             size = max(batch, min(votes, 4 * batch))
@@ -95,7 +96,7 @@ def changed_labels(g: SmoothedClassifier, variants: dict[str, Execution], votes:
     labels = models.predict(g.base_classifier, noisy, batch_size=250)
     print(f"labels that change, of {len(noisy)} noisy digits, against float32, contiguous:")
     for name, how in {"channels_last": Execution(layout="channels_last"), **variants}.items():
-        network = execution.prepare(g, how, images).base_classifier
+        network = smoothing.prepare(g, how, images).base_classifier
         found = models.predict(network, noisy, batch_size=250)
         print(f"  {name}, {how.layout}: {int((found != labels).sum())}")
 
@@ -116,9 +117,9 @@ def main() -> None:
     variants = {}
     for name in options.variants:
         dtype, compiled = VARIANTS[name]
-        found = execution.search(g, x, dtype=dtype)._replace(compiled=compiled)
+        found = smoothing.search(g, x, dtype=dtype)._replace(compiled=compiled)
         variants[name] = found
-        prepared = execution.prepare(g, found, x)
+        prepared = smoothing.prepare(g, found, x)
         print(f"{name}: {found}")
 
         def ours(prepared: SmoothedClassifier = prepared, batch: int = found.batch_size) -> None:
@@ -126,13 +127,14 @@ def main() -> None:
             prepared.sample_under_noise(x, votes, generator, batch)
 
         runs[name] = ours
+    runs["plain call"] = lambda: g.sample_under_noise(x, votes)
     for run in runs.values():
         run()  # warm up; compiles
 
     took = timing.alternate(runs, options.repeats, device)
     for name in runs:
         print(f"{name:>18}: {votes / statistics.median(took[name]):10,.0f} votes a second")
-    for name in variants:
+    for name in (*variants, "plain call"):
         for other in ("bare", "literal"):
             ratios = timing.quartiles(timing.ratios(took, other, name))
             print(f"{name} is {ratios} x {other}, {options.repeats} pairs")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from trustml_helpers import attack_log, attacks, data, models
+from trustml_helpers import attacks, data, models, robustness
 
 
 def peer(eps: float) -> attacks.Attack:
@@ -36,10 +36,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/worst"))
     options = parser.parse_args()
     eps = json.loads(options.ours.with_suffix(".json").read_text())["eps"]
-    ours = attack_log.read_attack_log(options.ours)
+    ours = robustness.read_attack_log(options.ours)
     numbers = ours["idx"].tolist()
     images, labels = (part[numbers] for part in data.load_mnist("test"))
-    theirs = attack_log.attack_dataset(
+    theirs = robustness.attack_dataset(
         models.load(options.model), images, labels, lambda _: {"pyautoattack": peer(eps)},
         options.out / f"{Path(options.model).stem}.csv", about={"eps": eps}, numbers=numbers,
     )  # fmt: skip

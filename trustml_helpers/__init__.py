@@ -1,7 +1,10 @@
 """Robust training and certification: every algorithm of the lecture, in full.
 
-The modules are the lecture's nouns; each is imported when it is first used, so that
+Its rooms and modules are the lecture's nouns; each is imported when it is first used, so that
 ``import trustml_helpers`` stays fast and pulls in neither torchvision, pandas nor matplotlib.
+
+An argument that cannot be right ends in a ValueError or TypeError before any work: its name, its
+value, what was expected. Docstrings name the other errors only.
 
 >>> import trustml_helpers as trustml
 >>> images, labels = trustml.data.load_mnist("test")
@@ -22,9 +25,7 @@ _MODULES = (
     "certification",
     "checks",
     "data",
-    "execution",
     "figures",
-    "homework",
     "models",
     "objectives",
     "robustness",

@@ -41,9 +41,6 @@ def lower_conf_bound(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Array:
     Returns:
         float64, shaped like the broadcast arguments; 0 where k = 0.
 
-    Raises:
-        ValueError: for counts or alpha out of range.
-
     Source: Clopper & Pearson (1934): the p at which ``P(Bin(n, p) >= k) = alpha``, the alpha
     quantile of Beta(k, n - k + 1). Used as in Cohen et al. (2019), section 3.2.2.
 
@@ -87,9 +84,6 @@ def certified_radius(p_a_lower: ArrayLike, sigma: ArrayLike) -> Array:
     Returns:
         float64, in pixel units: 0 where ``p_a_lower <= 1/2``, inf where it is 1.
 
-    Raises:
-        ValueError: for arguments out of range.
-
     Source: Cohen et al. (2019), theorem 1 with p_B = 1 - p_A.
 
     >>> float(certified_radius(0.9, 0.5).round(4))
@@ -111,9 +105,6 @@ def two_class_radius(p_a_lower: ArrayLike, p_b_upper: ArrayLike, sigma: ArrayLik
     Returns:
         float64, in pixel units: 0 where ``p_a_lower <= p_b_upper`` after the cut, inf where
         ``p_a_lower`` is 1.
-
-    Raises:
-        ValueError: for arguments out of range.
 
     Source: Cohen et al. (2019), theorem 1, equation 3.
 

@@ -68,7 +68,6 @@ def load_mnist(split: str) -> tuple[Tensor, Tensor]:
         Images, float32 ``(n, 1, 28, 28)`` in [0, 1], and labels, int64 ``(n,)``.
 
     Raises:
-        ValueError: for another split.
         DataError: if a file is missing or its sha256 differs from the published one.
 
     Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits"; CC BY-SA 3.0.
@@ -163,7 +162,6 @@ def torchvision_dataset(
         download: fetch what is missing. Never done unless asked for.
 
     Raises:
-        ValueError: for an unknown name or split.
         DataError: if the files are not there, or could not be fetched; says what to do.
     """
     from torchvision import datasets, transforms  # slow to import, so only here

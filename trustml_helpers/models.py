@@ -242,9 +242,6 @@ def save(model: nn.Module, path: str | Path, **about: Any) -> dict[str, Any]:
 def predict(model: Any, images: Tensor, *, batch_size: int = 256) -> Tensor:
     """Predicted classes, int64 ``(n,)``; the model is left as found.
 
-    Raises:
-        ValueError: for a batch size below 1, or logits that are not ``(n, K)``.
-
     >>> predict(lambda x: -x.flatten(1), torch.tensor([[0.1, 0.2], [0.4, 0.3]])).tolist()
     [0, 1]
     """

@@ -140,9 +140,6 @@ def plan(
     Returns:
         A :class:`Plan`, cached.
 
-    Raises:
-        ValueError: for arguments out of range.
-
     Source: Jennison & Turnbull (1999), "Group sequential methods", chapters 7 and 12: error
     spending, with exact binomial probabilities.
 
@@ -258,9 +255,6 @@ def crossing_probability(
     Args:
         p: probability of a vote for the class, in [0, 1].
         sizes, success: cumulative sample sizes, increasing, and the boundary at each.
-
-    Raises:
-        ValueError: for arguments out of range.
 
     >>> round(crossing_probability(0.5, [1, 2], [2, 2]), 6)
     0.25

@@ -119,9 +119,6 @@ def worst_case_classifier(
         f, the share of each cell that is called A, in [0, 1], shaped like the grid, and its
         probability of A at x + delta.
 
-    Raises:
-        ValueError: for shapes that differ, masses that are not probabilities, p_a out of range.
-
     Source: step 3 of the proof of Cohen et al. (2019), theorem 1; minimise ``q . f`` subject to
     ``p . f >= p_a`` and ``0 <= f <= 1``.
 

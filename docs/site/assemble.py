@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 
-from trustml_helpers import homework
+from trustml_helpers import checks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,7 +39,7 @@ def main(out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(Path(__file__).parent, out, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "docs" / "pictures", out / "pictures")
-    released = homework.release(out / "release")
+    released = checks.release(out / "release")
     pages = [*sorted((ROOT / "notebooks").glob("0*.ipynb")), released.with_suffix(".ipynb")]
     (out / "notebooks").mkdir()
     for path in pages:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import operator
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 
-class InUseError(OSError):
+class LogError(RuntimeError, ValueError):
+    """A log cannot be used; the message says why and what to do."""
+
+
+class InUseError(LogError, OSError):
     """Another process is writing the file."""
 
 
@@ -22,50 +23,6 @@ def replace_file(path: Path, raw: bytes) -> None:
     temporary = path.with_name(path.name + ".part")
     temporary.write_bytes(raw)
     os.replace(temporary, path)
-
-
-def settings_file(path: Path) -> Path:
-    """The JSON beside a log, where its settings are.
-
-    Raises:
-        ValueError: for a name whose JSON would be the log itself, or that of other logs too.
-    """
-    word = path.suffix[1:].lower()
-    if not word.isalpha() or word == "json":  # run_0.25 and run_0.5 would share run_0.json
-        raise ValueError(
-            f"path={str(path)!r}: expected the name of a log with a suffix such as .tsv or .csv, "
-            f"since its settings go beside it as JSON; call it {path.name}.tsv, say"
-        )
-    return path.with_suffix(".json")
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """What a JSON file of settings holds.
-
-    Raises:
-        ValueError: if it is not JSON, or no object of it.
-        OSError: if it cannot be read.
-    """
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError(f"expected names and values, got {type(found).__name__}")
-    return found
-
-
-def whole(**number: Any) -> int:
-    """The one number given by its name, as JSON can hold it; ValueError if it is not whole.
-
-    >>> import numpy as np
-    >>> whole(seed=np.int64(3))
-    3
-    """
-    ((name, value),) = number.items()
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise ValueError(
-            f"{name}={value!r}: expected a whole number, such as {name}=100"
-        ) from error
 
 
 @contextlib.contextmanager

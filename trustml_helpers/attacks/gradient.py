@@ -57,9 +57,6 @@ def fgsm(
     Returns:
         ``x_adv``, shaped like x, inside ball and bounds.
 
-    Raises:
-        ValueError, TypeError: for arguments out of range; the message says what was expected.
-
     Source: Goodfellow, Shlens, Szegedy (2015), section 4; in l2 and l1 the same step in that norm.
 
     >>> W = torch.tensor([[1.0, -2.0], [0.0, 0.0]])
@@ -139,9 +136,6 @@ def pgd(
         ``x_adv``, shaped like x, inside the bounds and the ball (l-inf exactly, l2 and l1 up to a
         relative 1e-6).
 
-    Raises:
-        ValueError, TypeError: for arguments out of range; the message says what was expected.
-
     Source: Madry et al. (2018), section 2.1; restarts counted per example.
 
     >>> W = torch.tensor([[1.0, -2.0], [0.0, 0.0]])
@@ -156,7 +150,7 @@ def pgd(
         for _ in range(restarts):
             # Noise is drawn for every row, so that no row's noise depends on the others' fate.
             begin = x + eps * ball.uniform(x, generator) if random_start and start is None else x
-            rows = (~best.fooled).nonzero()[:, 0] if keep != "last" else slice(None)
+            rows: Any = (~best.fooled).nonzero()[:, 0] if keep != "last" else slice(None)
             x_clean, target, x_adv = x[rows], y[rows], (begin if start is None else start)[rows]
             if len(x_clean) == 0:
                 break

@@ -64,9 +64,6 @@ def auto_pgd(
     Returns:
         ``x_adv``, shaped like x, inside the bounds and the ball.
 
-    Raises:
-        ValueError, TypeError: for arguments out of range; the message says what was expected.
-
     Source: Croce & Hein (2020), "Reliable evaluation of adversarial robustness with an ensemble of
     diverse parameter-free attacks", algorithm 1; the checkpoints are rounded as in the authors'
     code. In l1 each step is :func:`attacks.fgsm`'s.

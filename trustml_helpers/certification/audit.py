@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from trustml_helpers import bounds
-from trustml_helpers.certification.log import LogError, check_rows, vote_counts
+from trustml_helpers._support.arguments import ALPHA, SIGMA, declared, maybe, whole
+from trustml_helpers._support.arguments import each as every
+from trustml_helpers._support.files import LogError
+from trustml_helpers.certification.log import check_rows, vote_counts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,6 +77,18 @@ class Audit:
         return "\n".join(lines)
 
 
+def _stated_together(alpha: float | None, n: int | None) -> None:
+    if (alpha is None) != (n is None):
+        raise ValueError(f"alpha={alpha}, n={n}: expected both or neither")
+
+
+_LISTED = whole(1, 10_000_000)  # every possible radius is listed
+
+
+@declared(
+    _stated_together, sigma=SIGMA, alpha=maybe(ALPHA), n=maybe(_LISTED), alphas=every(ALPHA),
+    sizes=every(_LISTED),
+)  # fmt: skip
 def audit_log(
     log: pd.DataFrame,
     sigma: float,
@@ -97,8 +112,6 @@ def audit_log(
 
     Raises:
         LogError: for a cell that no certification writes, and an idx far beyond all others.
-        ValueError: for a log without one of its columns, an argument out of range, or only one of
-            alpha and n.
 
     Source: Clopper & Pearson (1934) bounds of whole counts, as in Cohen et al. (2019).
 
@@ -108,21 +121,15 @@ def audit_log(
     >>> audit_log(log, 0.25, sizes=[1000]).fits  # 0.616: all of 1,000 votes, at this alpha only
     ((0.001, 1000),)
     """
-    bounds.check_sigma(sigma)
     log = check_rows(log, needed=("idx", "label", "predict", "radius", "correct"))
-    if (alpha is None) != (n is None):
-        raise ValueError(f"alpha={alpha}, n={n}: expected both or neither")
     idx = log["idx"].to_numpy()
     radius = log["radius"].to_numpy(dtype=float)
     claimed = radius > 0
     unit, fixed = _printed_units(radius)
-    pairs = [(float(a), int(m)) for a in alphas for m in sizes]
-    stated = (float(alpha), int(n)) if alpha is not None and n is not None else None
+    pairs = [(a, m) for a in alphas for m in sizes]
+    stated = (alpha, n) if alpha is not None and n is not None else None
     if stated and stated not in pairs:
         pairs.append(stated)
-    for _, size in pairs:
-        if not 1 <= size <= 10_000_000:
-            raise ValueError(f"n={size}: expected 1 to 10,000,000")
     explained = {pair: _explained(radius, unit, sigma, *pair) for pair in pairs}
     # A program rounds all its radii the same way. A format with significant digits rounds to
     # nearest; one with a fixed number of decimals may have rounded down before.
@@ -141,6 +148,7 @@ def audit_log(
     )  # fmt: skip
 
 
+@declared(sigma=SIGMA, n=whole(1), alpha=ALPHA, more=whole(1), draws=whole(1), seed=whole())
 def predict_acr(
     log: pd.DataFrame, sigma: float, n: int, alpha: float, more: int, *, draws: int = 100,
     seed: int = 0,
@@ -162,28 +170,17 @@ def predict_acr(
         In pixel units. For six networks of the study, from n = 10,000 to 100,000, it was too large
         by at most 0.0071.
 
-    Raises:
-        ValueError: for a log without labels or counts, or with fewer than 2 rows, or arguments out
-            of range.
-
     >>> import pandas as pd
     >>> log = pd.DataFrame({"label": [0, 0, 0], "count_0": [100, 99, 95], "count_1": [0, 1, 5]})
     >>> round(predict_acr(log, 0.5, 100, 0.001, 100_000), 1)
     1.1
     """
-    bounds.check_sigma(sigma)
-    bounds.check_alpha(alpha)
-    log = check_rows(log, needed=("label",))
+    log = check_rows(log, needed=("label",), least=2)
     counts = vote_counts(log)
-    if counts.shape[1] == 0 or len(log) < 2:
-        raise ValueError(f"log: expected at least 2 rows with counts, got {counts.shape}")
     if log["label"].max() >= counts.shape[1]:
         raise ValueError(f"log: label {log['label'].max()} has no column of counts")
-    if n < max(1, counts.sum(axis=1).max()):
+    if n < counts.sum(axis=1).max():
         raise ValueError(f"n={n}: expected at least the votes of a row, {counts.sum(axis=1).max()}")
-    for name, value in (("more", more), ("draws", draws)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: expected at least 1")
     rng = np.random.default_rng(seed)
     k = counts[np.arange(len(log)), log["label"].to_numpy()]
 

@@ -1,17 +1,29 @@
-"""The table of a certification log: read from a file, and checked before it is believed."""
+"""Reading certification logs: the table, checked before it is believed, and what it says."""
 
 from __future__ import annotations
 
 import io
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from numpy.typing import ArrayLike, NDArray
 
-from trustml_helpers.smoothing import ABSTAIN
+from trustml_helpers._support.arguments import (
+    ALPHA,
+    SIGMA,
+    declared,
+    maybe,
+    numbers,
+    whole,
+)
+from trustml_helpers._support.files import LogError
+from trustml_helpers._support.ledger import read_settings, settings_file
+from trustml_helpers.smoothing import ABSTAIN, BOUND, radii
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,13 +31,136 @@ if TYPE_CHECKING:
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 
 
-class LogError(RuntimeError):
-    """A certification log cannot be used; the message says why and what to do."""
+@declared(bound=maybe(BOUND))
+def read_log(path: str | Path, bound: str | None = None) -> pd.DataFrame:
+    """A certification log as a table: this project's, or one of Cohen et al.'s format.
+
+    A last row that was cut off in the middle is left out, with a warning.
+
+    Args:
+        path: of the log.
+        bound: ``"one_class"`` or ``"two_class"`` for the radii that the counts give under this
+            bound, by :func:`rebound` with the settings in the JSON file beside the log; the
+            written radii if not given.
+
+    Returns:
+        Columns ``idx label predict radius correct time`` (time in seconds, whatever its format),
+        then the counts if the log has them.
+
+    Raises:
+        LogError: if the file is missing or is not such a log, or, with ``bound``, has no settings
+            or no counts.
+    """
+    path, table = Path(path), _read_table(Path(path))
+    if bound is None:
+        return table
+    try:
+        about = read_settings(settings_file(path))
+        return rebound(table, about["sigma"], about["n"], about["alpha"], bound)
+    except (OSError, ValueError, KeyError) as error:
+        raise LogError(
+            f"bound={bound!r}: the JSON beside {path} does not say sigma, n and alpha as they were "
+            f"({error}); read the log without bound and use rebound"
+        ) from error
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """The rows as they are written; arguments, errors and columns as for
-    :func:`trustml_helpers.certification.read_log`."""
+@declared(radii=numbers("[-inf, inf]", "in pixel units"))
+def certified_accuracy(log: pd.DataFrame, radii: ArrayLike) -> NDArray[np.float64]:
+    """Share of all rows that are correct with a radius of at least r, for each r.
+
+    Source: Cohen et al. (2019), section 4: the certified test accuracy at radius r.
+    """
+    log = check_rows(log, needed=("correct", "radius"), least=1)
+    correct, radius = log["correct"].to_numpy() == 1, log["radius"].to_numpy()
+    return (correct[:, None] & (radius[:, None] >= np.atleast_1d(radii))).mean(axis=0)
+
+
+def average_certified_radius(log: pd.DataFrame) -> tuple[float, float]:
+    """ACR and its standard error over images: the mean of the radius, 0 where not correct.
+
+    Source: Zhai et al. (2020), section 5.
+    """
+    radius = _scores(log, least=2)
+    return float(radius.mean()), float(radius.std(ddof=1) / math.sqrt(len(radius)))
+
+
+@declared(sigma=SIGMA, n=whole(1), alpha=ALPHA, bound=BOUND)
+def rebound(
+    log: pd.DataFrame, sigma: float, n: int, alpha: float, bound: str = "one_class"
+) -> pd.DataFrame:
+    """The log as another bound or another alpha would have it, from its counts.
+
+    The class of a row stays what the selection samples chose. Rows that abstained do not say
+    which class that was and go on abstaining: so certify with ``"two_class"``, which hardly ever
+    abstains where ``"one_class"`` does not, and derive the latter.
+
+    Args:
+        log: with counts, as :func:`read_log` returns it.
+        sigma, n: as the log was made.
+        alpha, bound: as they should have been.
+
+    Returns:
+        A copy with new ``radius`` (rounded down to 6 decimals), ``predict`` and ``correct``.
+
+    Raises:
+        LogError: for a log without counts or with a cell that no certification writes.
+    """
+    log = check_rows(log, needed=("label", "predict"))
+    counts = vote_counts(log)
+    if counts.shape[1] == 0:
+        raise LogError("the log has no counts: another bound cannot be computed from it")
+    chosen = log["predict"].to_numpy()
+    radius, _ = radii(torch.as_tensor(counts), torch.as_tensor(chosen.clip(min=0)), n, alpha,
+                      sigma, bound)  # fmt: skip
+    radius = np.where(chosen == ABSTAIN, 0.0, [floor(each) for each in radius])
+    predict = np.where(radius > 0, chosen, ABSTAIN)
+    correct = (predict == log["label"].to_numpy()).astype(int)
+    return log.assign(radius=radius, predict=predict, correct=correct)
+
+
+def summary(logs: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> pd.DataFrame:
+    """One row per log: images, certified accuracy at each radius, ACR, its error, abstentions.
+
+    Args:
+        logs: by name, as :func:`read_log` returns them.
+        radii: in pixel units.
+
+    Returns:
+        A table by name; columns ``images``, ``r=...``, ``ACR``, ``s.e.``, ``abstained``, shares
+        in [0, 1].
+
+    Raises:
+        LogError: for a log without rows.
+        ValueError: for a log without the columns ``predict``, ``radius`` and ``correct``.
+    """
+    import pandas as pd
+
+    rows = {}
+    for name, given in logs.items():
+        log = check_rows(given, f"the log {name}", ("predict", "radius", "correct"), least=1)
+        # One row has no standard error, but a run of one image must not end in an error.
+        acr, error = average_certified_radius(log) if len(log) > 1 else (_scores(log)[0], math.nan)
+        shares = zip(radii, certified_accuracy(log, radii), strict=True)
+        row = {"images": len(log)} | {f"r={radius:g}": float(share) for radius, share in shares}
+        abstained = float((log["predict"] == ABSTAIN).mean())
+        rows[name] = row | {"ACR": acr, "s.e.": error, "abstained": abstained}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _scores(log: pd.DataFrame, least: int = 0) -> NDArray[np.float64]:
+    """What each row adds to the ACR: its radius, 0 where wrong or abstained."""
+    log = check_rows(log, needed=("correct", "radius"), least=least)
+    return np.where(log["correct"] == 1, log["radius"], 0.0)
+
+
+def floor(radius: float) -> float:
+    """A radius rounded down to 6 decimals: the log must never claim more than was certified."""
+    down = math.floor(radius * 1e6) / 1e6
+    return down if down <= radius else down - 1e-6
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    """The rows as they are written."""
     import pandas as pd
 
     if not path.is_file():
@@ -34,7 +169,7 @@ def read_table(path: Path) -> pd.DataFrame:
     end, columns = text.rfind("\n") + 1, text.partition("\n")[0].count("\t") + 1
     # Without counts a last row may be whole and only lack its line end.
     if text[end:] and (columns > len(COLUMNS) or text[end:].count("\t") + 1 < columns):
-        warnings.warn(f"{path}: the last row is cut off and left out", UserWarning, stacklevel=3)
+        warnings.warn(f"{path}: the last row is cut off and left out", UserWarning, stacklevel=4)
         text = text[:end]
     try:
         table = pd.read_csv(io.StringIO(text), sep="\t")
@@ -53,7 +188,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def check_rows(
-    log: pd.DataFrame, where: object = "log", needed: Sequence[str] = ()
+    log: pd.DataFrame, where: object = "log", needed: Sequence[str] = (), least: int = 0
 ) -> pd.DataFrame:
     """The log with numbers for what should be numbers, whole ones but for the radius.
 
@@ -61,6 +196,7 @@ def check_rows(
         log: with any of the columns ``idx label predict correct radius count_...``.
         where: what the message calls it.
         needed: columns that it must have.
+        least: how many rows.
 
     Raises:
         LogError: for a cell that no certification writes.
@@ -73,6 +209,8 @@ def check_rows(
             f"{where} lacks the column {', '.join(missing)}: expected a log as read_log gives it, "
             f"got the columns {', '.join(map(str, log.columns))}"
         )
+    if len(log) < least:
+        raise LogError(f"{where} has {len(log)} rows: expected at least {least}")
     counts = [name for name in log.columns if str(name).startswith("count_")]
     most = {"correct": 1.0, "predict": len(counts) - 1 if counts else np.inf}
     found = {}

@@ -1,50 +1,60 @@
-"""A whole data set: certify it image by image, keep a log that survives a kill, read it back."""
+"""A whole data set: certify it image by image, with a log that survives a kill."""
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import json
-import math
-import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from trustml_helpers import execution, files, processes
-from trustml_helpers.certification.audit import Audit, audit_log, predict_acr
-from trustml_helpers.smoothing import Execution
-from trustml_helpers._support.files import InUseError, only_writer, replace_file
-from trustml_helpers.certification.log import COLUMNS, LogError, check_rows, read_table, vote_counts
+from trustml_helpers import smoothing
+from trustml_helpers._support.arguments import ALPHA, declared, kind, maybe, one_of, whole
+from trustml_helpers._support.arguments import each as every
 from trustml_helpers._support.calling import fingerprint, raw_bytes
-from trustml_helpers._support.randomness import keyed_generator as noise_generator
-from trustml_helpers._support.processes import progress_bar
-from trustml_helpers.smoothing import ABSTAIN, SHARES, SmoothedClassifier, radii
-from trustml_helpers.smoothing import check_bound
+from trustml_helpers._support.ledger import Ledger, LogError
+from trustml_helpers._support.processes import progress_bar, team
+from trustml_helpers._support.randomness import keyed_generator
+from trustml_helpers._support.tensors import IMAGES, LABELS, one_label_each
+from trustml_helpers.certification.log import COLUMNS, floor, read_log
+from trustml_helpers.smoothing import BOUND, DTYPES, LAYOUTS, SHARES, Execution, SmoothedClassifier
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    Log = pd.DataFrame
 
-__all__ = [
-    "COLUMNS", "Audit", "LogError", "audit_log", "average_certified_radius", "certified_accuracy",
-    "certify_dataset", "fingerprint", "noise_generator", "predict_acr", "read_log", "rebound",
-    "summary", "vote_counts",
-]  # fmt: skip
-
-# What a run takes from the settings of a log, which a hand may have changed.
-_KINDS = {"batch_size": int, "layout": str, "dtype": str, "compiled": bool, "image": int,
-          "image_sha256": str}  # fmt: skip
+def _labelled(images: Tensor, labels: Tensor) -> None:
+    one_label_each(images, labels.to(images.device))
 
 
+def _numbers_fit(
+    images: Tensor, labels: Tensor, indices: list[int] | None, numbers: list[int] | None
+) -> None:
+    for name, given in (("indices", indices), ("numbers", numbers)):
+        if given is not None and len(set(given)) != len(given):
+            raise ValueError(f"{name}: expected each at most once, got {len(given)} with repeats")
+    if numbers is not None and len(numbers) != len(images):
+        raise ValueError(f"numbers: expected one for each of {len(images)} images, got "
+                         f"{len(numbers)}")  # fmt: skip
+    if len(images) == 0:
+        raise ValueError("images is empty: nothing to certify")
+    if indices is not None and max(indices) >= len(images):
+        raise ValueError(f"indices={max(indices)}: expected 0 to {len(images) - 1}")
+    if (labels < 0).any():
+        raise ValueError(f"labels={int(labels.min())}: expected classes from 0 on")
+
+
+@declared(
+    _labelled, _numbers_fit, smoothing.enough,
+    smoothed=kind("a SmoothedClassifier", SmoothedClassifier), images=IMAGES, labels=LABELS,
+    n0=whole(1), n=whole(1), alpha=ALPHA, bound=BOUND, indices=maybe(every(whole())),
+    numbers=maybe(every(whole())), seed=whole(), batch_size=maybe(whole(1)),
+    layout=maybe(one_of(*LAYOUTS)), dtype=maybe(one_of(*DTYPES)),
+)  # fmt: skip
 def certify_dataset(
     smoothed: SmoothedClassifier,
     images: Tensor,
@@ -93,161 +103,108 @@ def certify_dataset(
         The whole log, as :func:`read_log` returns it.
 
     Raises:
-        ValueError: for arguments out of range, or a log without such a suffix, before any work.
         LogError: if the log, or a JSON beside it, belongs to other settings, images or another
             model (names the difference) or to something else, cannot be written, or is being
             written by another process.
     """
-    chosen = list(range(len(images))) if indices is None else [int(i) for i in indices]
-    named = list(range(len(images))) if numbers is None else [int(i) for i in numbers]
-    _check_indices(chosen, named, images, labels)
-    path = Path(path)
-    files.settings_file(path)  # refuses a name that cannot have one
-    n0, n, seed = files.whole(n0=n0), files.whole(n=n), files.whole(seed=seed)
-    batch_size = None if batch_size is None else files.whole(batch_size=batch_size)
-    compiled = None if compiled is None else bool(compiled)
-    # A call without images checks n0, n, alpha, bound and batch_size before any file is touched.
-    smoothed.certify(images[:0], n0, n, alpha, bound, batch_size=batch_size)
-    alpha = float(alpha)
-    settings = {
-        "sigma": smoothed.sigma, "n0": n0, "n": n, "alpha": alpha, "bound": bound,
-        "shares_of_alpha": list(SHARES) if bound == "two_class" else [1.0], "seed": seed,
-        "num_classes": smoothed.num_classes, "model_sha256": fingerprint(smoothed.base_classifier),
-        "device": images.device.type, "images_dtype": str(images.dtype).removeprefix("torch."),
-    }  # fmt: skip
+    numbers = list(range(len(images)) if numbers is None else numbers)
+    order = [numbers[k] for k in (range(len(images)) if indices is None else indices)]
+    place = {number: k for k, number in enumerate(numbers)}
     how = {"batch_size": batch_size, "layout": layout, "dtype": dtype, "compiled": compiled}
-    order = [named[i] for i in chosen]
+    with team() as us, ExitStack() as held:
+        run = us.first(lambda: _settle(
+            path, smoothed, images, labels, place, order, how, resume, held,
+            n0=n0, n=n, alpha=alpha, bound=bound, seed=seed,
+        ))  # fmt: skip
+        prepared = smoothing.prepare(smoothed, run.execution, images[:0])
 
-    def begin() -> tuple[set[int], Execution]:
-        known, new = _recorded(path, settings | how, resume=resume), not path.exists()
-        if known is None:
-            found = execution.search(
-                smoothed, images[chosen[:1]], batch_size=batch_size, layout=layout, dtype=dtype
-            )._replace(compiled=bool(compiled))
-            execution.prepare(smoothed, found, images[:0])  # refuses before a file is touched
-        else:
-            found = Execution(*(known[name] for name in Execution._fields))
-        _hold(path, held)
-        if new and path.exists():  # the trial above takes its time
-            raise LogError(f"{path} was written meanwhile: start again to go on with it")
-        if known is None:
-            digest = _digest(images[chosen[0]], labels[chosen[0]])
-            first = {"image": order[0], "image_sha256": digest}
-            _write(files.settings_file(path), _as_json(settings | found._asdict() | first))
-        if new:
-            _write(path, _header(smoothed.num_classes))
-        done = _gather(path, order)
-        if known is not None:
-            _check_images(path, known, images, labels, named)
-        _check_space(path, len(set(order) - done), smoothed.num_classes)
-        return done, found
+        def rows() -> Iterator[list[str]]:
+            left = [number for number in order if number not in run.done][us.rank :: us.size]
+            for number in progress_bar(progress and us.rank == 0)(left, desc="certify"):
+                started, k = time.perf_counter(), place[number]
+                found = prepared.certify(
+                    images[k : k + 1], n0, n, alpha, bound, batch_size=run.execution.batch_size,
+                    generator=keyed_generator(seed, number, images.device),
+                )  # fmt: skip
+                yield [_row(number, int(labels[k]), found, time.perf_counter() - started)]
 
-    with processes.team() as team, ExitStack() as held:
-        done, found = team.first(begin)
-        prepared = execution.prepare(smoothed, found, images[:0])
-
-        def row(index: int) -> list[Any]:
-            started = time.perf_counter()
-            certificate = prepared.certify(
-                images[index : index + 1], n0, n, alpha, bound, batch_size=found.batch_size,
-                generator=noise_generator(seed, named[index], images.device),
-            )  # fmt: skip
-            predicted, label = int(certificate.prediction), int(labels[index])
-            radius = f"{_floor(float(certificate.radius)):.6f}"
-            took = f"{time.perf_counter() - started:.4f}"
-            return [named[index], label, predicted, radius, int(predicted == label), took,
-                    *certificate.counts[0].tolist()]  # fmt: skip
-
-        left = [i for i in chosen if named[i] not in done][team.rank :: team.size]
-        part = path if team.size == 1 else path.with_name(f"{path.name}.part{team.rank}")
-        _append(part, map(row, progress_bar(progress and team.rank == 0)(left, desc="certify")))
-        team.wait()
-        team.first(lambda: _gather(path, order))
+        run.ledger.append(rows(), rank=us.rank if us.size > 1 else None)
+        us.wait()
+        us.first(lambda: run.ledger.keep(_joined(run.ledger, order).values()))
     return read_log(path)
 
 
-def _append(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write each row as soon as it is there."""
-    try:
-        with path.open("a", encoding="utf-8") as log:
-            for row in rows:
-                log.write("\t".join(map(str, row)) + "\n")
-                log.flush()
-    except OSError as error:
-        raise LogError(
-            f"{path} could not be written ({error}); the rows in it are kept: make room and start "
-            "the same run again"
-        ) from error
+class _Run(NamedTuple):
+    """What is settled before the first image."""
+
+    ledger: Ledger
+    execution: Execution
+    done: set[int]  # numbers of the images that have a row
 
 
-def _floor(radius: float) -> float:
-    """A radius rounded down to 6 decimals: the log must never claim more than was certified."""
-    down = math.floor(radius * 1e6) / 1e6
-    return down if down <= radius else down - 1e-6
+def _settle(
+    path: str | Path, smoothed: SmoothedClassifier, images: Tensor, labels: Tensor,
+    place: dict[int, int], order: list[int], how: dict[str, Any], resume: bool, held: ExitStack,
+    **protocol: Any,
+) -> _Run:  # fmt: skip
+    """Begin a log, or find where to go on; all that could end the run ends it here."""
+    from trustml_helpers import __version__
+
+    classes = smoothed.num_classes
+    ledger = Ledger(path, "\t".join([*COLUMNS, *(f"count_{k}" for k in range(classes))]))
+    settings = {
+        "sigma": smoothed.sigma, **protocol,
+        "shares_of_alpha": list(SHARES) if protocol["bound"] == "two_class" else [1.0],
+        "num_classes": classes, "model_sha256": fingerprint(smoothed.base_classifier),
+        "device": images.device.type, "images_dtype": str(images.dtype).removeprefix("torch."),
+    }  # fmt: skip
+    new, known, begun = not ledger.path.exists(), ledger.known(settings | how, resume=resume), None
+    if known is None:
+        first = place[order[0]]
+        found = smoothing.search(
+            smoothed, images[first : first + 1],
+            **{name: how[name] for name in ("batch_size", "layout", "dtype")},
+        )._replace(compiled=bool(how["compiled"]))  # fmt: skip
+        begun = settings | found._asdict() | {
+            "image": order[0], "image_sha256": _digest(images[first], labels[first]),
+            "torch": torch.__version__, "trustml_helpers": __version__,
+        }  # fmt: skip
+    else:
+        try:
+            found = Execution(*(known[name] for name in Execution._fields))
+        except KeyError as error:
+            raise LogError(f"{ledger.beside} lacks {error}: use another path") from error
+    smoothing.prepare(smoothed, found, images[:0])  # refuses before a file is touched
+    held.enter_context(ledger.held(new=new))
+    ledger.begin(begun)
+    rows = _joined(ledger, order)
+    ledger.keep(rows.values())
+    if known is not None:
+        _same_images(ledger, known, images, labels, place)
+    # A row has at most so many bytes.
+    ledger.check_space(len(set(order) - rows.keys()) * (60 + 11 * classes))
+    return _Run(ledger, found, set(rows))
 
 
-def _check_indices(chosen: list[int], named: list[int], images: Tensor, labels: Tensor) -> None:
-    if len(images) != len(labels):
-        raise ValueError(f"images and labels differ in length: {len(images)} and {len(labels)}")
-    if labels.ndim != 1 or labels.is_floating_point() or (labels < 0).any():
-        raise ValueError(
-            f"labels: expected whole numbers (m,) of at least 0, got {labels.dtype} of shape "
-            f"{tuple(labels.shape)}"
-        )
-    if len(named) != len(images) or len(set(named)) != len(named) or min(named, default=0) < 0:
-        raise ValueError(
-            f"numbers: expected {len(images)} different numbers from 0, one per image, got "
-            f"{len(set(named))} different ones of {len(named)}"
-        )
-    if not chosen:
-        raise ValueError("indices is empty: nothing to certify")
-    if len(set(chosen)) != len(chosen):
-        raise ValueError("indices: expected each image at most once")
-    wrong = [i for i in chosen if not 0 <= i < len(images)]
-    if wrong:
-        raise ValueError(f"indices={wrong[:3]}: expected 0 to {len(images) - 1}")
+def _row(number: int, label: int, found: smoothing.Certificates, seconds: float) -> str:
+    predicted, radius = int(found.prediction), floor(float(found.radius))
+    cells = [number, label, predicted, f"{radius:.6f}", int(predicted == label), f"{seconds:.4f}",
+             *found.counts[0].tolist()]  # fmt: skip
+    return "\t".join(map(str, cells)) + "\n"
 
 
-def _recorded(path: Path, wanted: dict[str, Any], *, resume: bool) -> dict[str, Any] | None:
-    """The settings that an earlier run left, if they are the wanted ones; None if there is none."""
-    sidecar, exists = files.settings_file(path), path.exists()
-    if not exists and (parts := _parts(path)):
-        raise LogError(
-            f"{', '.join(part.name for part in parts)}: rows of an earlier run are there, but "
-            f"{path} is not; restore it with {sidecar.name}, or remove them"
-        )
-    if not exists and not sidecar.exists():
-        return None
-    if exists and not resume:
-        raise LogError(f"{path} exists: pass resume=True to go on with it, or another path")
-    if not sidecar.exists():
-        raise LogError(f"{sidecar} is missing, so the settings of {path} are not known; rename it")
-    which, cure = path, "use another path"
-    if not exists:  # as a kill between the two leaves it
-        which, cure = sidecar, f"use another path than {path}, or remove it"
-    try:
-        known = files.read_settings(sidecar)
-    except (OSError, ValueError) as error:
-        raise LogError(f"{sidecar} cannot be read ({error}): {cure}") from error
-    needed = [*wanted, "image_sha256"] if "image" in known else wanted  # old ones have neither
-    if missing := [key for key in needed if key not in known]:
-        raise LogError(f"{sidecar} lacks {', '.join(missing)}: {cure}")
-    for key, kind in _KINDS.items():
-        if not isinstance(known.get(key, kind()), kind):
-            raise LogError(f"{sidecar} has {key}={known[key]!r}, no {kind.__name__}: {cure}")
-    for key, value in wanted.items():
-        if value is not None and known[key] != value:
-            other = f"{key}={known[key]!r}, not {value!r}: use the same settings"
-            if key == "model_sha256":
-                short = f"{str(known[key])[:12]}..., not {str(value)[:12]}..."
-                other = f"another network, of model_sha256 {short}: load the same weights"
-            raise LogError(f"{which} was made with {other}, or {cure}")
-    return known
-
-
-def _parts(path: Path) -> list[Path]:
-    """What the processes of a run have written beside its log."""
-    return sorted(path.parent.glob(glob.escape(path.name) + ".part[0-9]*"))
+def _joined(ledger: Ledger, order: Sequence[int]) -> dict[int, str]:
+    """The rows of all processes by their number, each once: others first, then these in order."""
+    rows: dict[int, str] = {}
+    for line in ledger.rows():
+        number = line.split("\t", 1)[0]
+        if not number.isdecimal():
+            raise LogError(
+                f"{ledger.path} has a damaged row {line.strip()[:40]!r}; remove it or rename"
+            )
+        rows.setdefault(int(number), line)
+    place = {number: k for k, number in enumerate(order)}
+    return {number: rows[number] for number in sorted(rows, key=lambda i: place.get(i, -1))}
 
 
 def _digest(image: Tensor, label: Tensor) -> str:
@@ -256,221 +213,16 @@ def _digest(image: Tensor, label: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _check_images(
-    path: Path, known: dict[str, Any], images: Tensor, labels: Tensor, named: list[int]
+def _same_images(
+    ledger: Ledger, known: dict[str, Any], images: Tensor, labels: Tensor, place: dict[int, int]
 ) -> None:
     """Refuse to go on with other images: as far as they are here, the first one and all labels."""
-    place = {number: k for k, number in enumerate(named)}
     first = place.get(known.get("image", -1))
     other = first is not None and known["image_sha256"] != _digest(images[first], labels[first])
-    log = read_log(path)
+    log = read_log(ledger.path)
     given = [(place[i], label) for i, label in zip(log["idx"], log["label"], strict=True)
              if i in place]  # fmt: skip
     if other or any(int(labels[k]) != label for k, label in given):
         raise LogError(
-            f"{path} was made with other images or labels: use the same, or another path"
+            f"{ledger.path} was made with other images or labels: use the same, or another path"
         )
-
-
-def _header(classes: int) -> str:
-    return "\t".join([*COLUMNS, *(f"count_{k}" for k in range(classes))]) + "\n"
-
-
-def _hold(path: Path, held: ExitStack) -> None:
-    """Write the log alone until ``held`` is closed."""
-    try:
-        held.enter_context(only_writer(path))
-    except InUseError as error:
-        raise LogError(str(error)) from error
-    except OSError as error:
-        raise LogError(f"{path} cannot be written ({error}): choose another folder") from error
-
-
-def _as_json(settings: dict[str, Any]) -> str:
-    from trustml_helpers import __version__
-
-    about = settings | {"torch": torch.__version__, "trustml_helpers": __version__}
-    return json.dumps(about, indent=2) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        replace_file(path, text.encode())
-    except OSError as error:
-        raise LogError(f"{path} cannot be written ({error}): choose another folder") from error
-
-
-def _check_space(path: Path, rows: int, classes: int) -> None:
-    """Refuse to start what could not be written to its end; a row has at most so many bytes."""
-    needed, free = rows * (60 + 11 * classes), shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise LogError(f"{path}: {rows} rows need {needed:,} bytes, {free:,} are free; make room")
-
-
-def _gather(path: Path, order: Sequence[int]) -> set[int]:
-    """Join the log with the parts of other processes; returns the idx of its rows.
-
-    What is kept are whole rows, each idx once: other rows first, then the wanted ones in order. A
-    kill at any moment leaves the old log with its parts, or the new one.
-    """
-    parts, rows = _parts(path), dict[int, str]()
-    text = path.read_text(encoding="utf-8")
-    header, *lines = _whole_lines(text)
-    if not header.startswith("\t".join(COLUMNS)):
-        raise LogError(f"{path} does not begin with the expected header; rename it")
-    for part in parts:
-        lines += _whole_lines(part.read_text(encoding="utf-8"))
-    for line in lines:
-        number = line.split("\t", 1)[0]
-        if not number.isdecimal():
-            raise LogError(f"{path} has a damaged row {line.strip()[:40]!r}; remove it or rename")
-        rows.setdefault(int(number), line)
-    place = {index: k for k, index in enumerate(order)}
-    joined = header + "".join(rows[i] for i in sorted(rows, key=lambda i: place.get(i, -1)))
-    if joined != text:
-        replace_file(path, joined.encode())
-    for part in parts:
-        part.unlink()
-    return set(rows)
-
-
-def _whole_lines(text: str) -> list[str]:
-    """Lines with their ends; what a kill left of the last one is dropped."""
-    return text[: text.rfind("\n") + 1].splitlines(keepends=True) or [""]
-
-
-def read_log(path: str | Path, bound: str | None = None) -> pd.DataFrame:
-    """A certification log as a table: this project's, or one of Cohen et al.'s format.
-
-    A last row that was cut off in the middle is left out, with a warning.
-
-    Args:
-        path: of the log.
-        bound: ``"one_class"`` or ``"two_class"`` for the radii that the counts give under this
-            bound, by :func:`rebound` with the settings in the JSON file beside the log; the
-            written radii if not given.
-
-    Returns:
-        Columns ``idx label predict radius correct time`` (time in seconds, whatever its format),
-        then the counts if the log has them.
-
-    Raises:
-        LogError: if the file is missing or is not such a log, or, with ``bound``, has no settings
-            or no counts.
-    """
-    if bound is not None:
-        check_bound(bound)
-    path, table = Path(path), read_table(Path(path))
-    if bound is None:
-        return table
-    try:
-        sidecar = files.settings_file(path)
-    except ValueError as error:  # it may be another log's
-        raise LogError(f"bound={bound!r}: {error}") from error
-    try:
-        about = files.read_settings(sidecar)
-        made = about["sigma"], about["n"], about["alpha"]
-    except (OSError, ValueError, KeyError) as error:
-        raise LogError(
-            f"bound={bound!r}: {sidecar} does not say sigma, n and alpha "
-            f"({error}); read the log without bound and use rebound"
-        ) from error
-    try:
-        return rebound(table, *made, bound)
-    except (ValueError, TypeError, LogError) as error:
-        raise LogError(f"{path} with the settings in {sidecar}: {error}") from error
-
-
-def certified_accuracy(log: pd.DataFrame, radii: ArrayLike) -> NDArray[np.float64]:
-    """Share of all rows that are correct with a radius of at least r, for each r.
-
-    Source: Cohen et al. (2019), section 4: the certified test accuracy at radius r.
-    """
-    log = check_rows(log, needed=("correct", "radius"))
-    if len(log) == 0:
-        raise ValueError("log has no rows: expected at least 1")
-    correct, radius = log["correct"].to_numpy() == 1, log["radius"].to_numpy()
-    wanted = np.atleast_1d(np.asarray(radii, dtype=float))
-    return (correct[:, None] & (radius[:, None] >= wanted)).mean(axis=0)
-
-
-def average_certified_radius(log: pd.DataFrame) -> tuple[float, float]:
-    """ACR and its standard error over images: the mean of the radius, 0 where not correct.
-
-    Source: Zhai et al. (2020), section 5.
-    """
-    radius = _scores(log)
-    if len(radius) < 2:
-        raise ValueError(f"log has {len(radius)} rows: expected at least 2")
-    return float(radius.mean()), float(radius.std(ddof=1) / math.sqrt(len(radius)))
-
-
-def rebound(
-    log: pd.DataFrame, sigma: float, n: int, alpha: float, bound: str = "one_class"
-) -> pd.DataFrame:
-    """The log as another bound or another alpha would have it, from its counts.
-
-    The class of a row stays what the selection samples chose. Rows that abstained do not say
-    which class that was and go on abstaining: so certify with ``"two_class"``, which hardly ever
-    abstains where ``"one_class"`` does not, and derive the latter.
-
-    Args:
-        log: with counts, as :func:`read_log` returns it.
-        sigma, n: as the log was made.
-        alpha, bound: as they should have been.
-
-    Returns:
-        A copy with new ``radius`` (rounded down to 6 decimals), ``predict`` and ``correct``.
-
-    Raises:
-        LogError: for a log without counts or with a cell that no certification writes.
-        ValueError: for a log without labels or classes, or arguments out of range.
-    """
-    log = check_rows(log, needed=("label", "predict"))
-    counts = vote_counts(log)
-    if counts.shape[1] == 0:
-        raise LogError("the log has no counts: another bound cannot be computed from it")
-    chosen = log["predict"].to_numpy()
-    radius, _ = radii(torch.as_tensor(counts), torch.as_tensor(chosen.clip(min=0)), n, alpha,
-                      sigma, bound)  # fmt: skip
-    radius = np.where(chosen == ABSTAIN, 0.0, [_floor(each) for each in radius])
-    predict = np.where(radius > 0, chosen, ABSTAIN)
-    correct = (predict == log["label"].to_numpy()).astype(int)
-    return log.assign(radius=radius, predict=predict, correct=correct)
-
-
-def summary(logs: Mapping[str, pd.DataFrame], radii: Sequence[float]) -> pd.DataFrame:
-    """One row per log: images, certified accuracy at each radius, ACR, its error, abstentions.
-
-    Args:
-        logs: by name, as :func:`read_log` returns them.
-        radii: in pixel units.
-
-    Returns:
-        A table by name; columns ``images``, ``r=...``, ``ACR``, ``s.e.``, ``abstained``, shares
-        in [0, 1].
-
-    Raises:
-        LogError: for a log without rows.
-        ValueError: for a log without the columns ``predict``, ``radius`` and ``correct``.
-    """
-    import pandas as pd
-
-    rows = {}
-    for name, given in logs.items():
-        log = check_rows(given, f"the log {name}", ("predict", "radius", "correct"))
-        if len(log) == 0:
-            raise LogError(f"the log {name} has no rows: certify at least one image first")
-        # One row has no standard error, but a run of one image must not end in an error.
-        acr, error = average_certified_radius(log) if len(log) > 1 else (_scores(log)[0], math.nan)
-        shares = zip(radii, certified_accuracy(log, radii), strict=True)
-        row = {"images": len(log)} | {f"r={radius:g}": float(share) for radius, share in shares}
-        abstained = float((log["predict"] == ABSTAIN).mean())
-        rows[name] = row | {"ACR": acr, "s.e.": error, "abstained": abstained}
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _scores(log: pd.DataFrame) -> NDArray[np.float64]:
-    """What each row adds to the ACR: its radius, 0 where wrong or abstained."""
-    log = check_rows(log, needed=("correct", "radius"))
-    return np.where(log["correct"] == 1, log["radius"], 0.0)

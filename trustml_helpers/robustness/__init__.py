@@ -1,4 +1,4 @@
-"""Robust accuracy, the model-by-attack matrix, and whether to believe them: a door to two rooms."""
+"""Robust accuracy, the model-by-attack matrix, whether to believe them, and logs of attacks."""
 
 from trustml_helpers._support.processes import progress_bar
 from trustml_helpers.robustness.diagnosis import Diagnosis, Finding, diagnose
@@ -10,8 +10,9 @@ from trustml_helpers.robustness.evaluation import (
     robust_accuracy,
     robust_correct,
 )
+from trustml_helpers.robustness.log import attack_dataset, read_attack_log, summary
 
 __all__ = [
-    "Diagnosis", "Finding", "accuracy", "attack_matrix", "broken_by", "correct", "diagnose",
-    "progress_bar", "robust_accuracy", "robust_correct",
+    "Diagnosis", "Finding", "accuracy", "attack_dataset", "attack_matrix", "broken_by", "correct",
+    "diagnose", "progress_bar", "read_attack_log", "robust_accuracy", "robust_correct", "summary",
 ]  # fmt: skip

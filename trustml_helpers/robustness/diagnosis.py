@@ -110,9 +110,6 @@ def diagnose(
         A :class:`Diagnosis`: ``.passed``, ``.flagged`` (names), ``.findings``, ``.accuracy``.
         A difference counts as real beyond 3 standard errors and 5 points (10 for more steps).
 
-    Raises:
-        ValueError, TypeError: for arguments out of range, before any work.
-
     Source: Carlini et al. (2019), "On evaluating adversarial robustness", section 3; Athalye,
     Carlini, Wagner (2018), "Obfuscated gradients give a false sense of security", section 3.
 

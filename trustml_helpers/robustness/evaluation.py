@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trustml_helpers._support.arguments import Rule, declared, whole
+from trustml_helpers._support.arguments import Rule, declared, trusted, whole
 from trustml_helpers._support.calling import logits_of, unchanged
 from trustml_helpers._support.processes import progress_bar
 from trustml_helpers._support.tensors import LABELS, TENSOR, one_label_each
@@ -74,7 +74,7 @@ def correct(model: Any, x: Tensor, y: Tensor, *, batch_size: int = 256) -> Tenso
         warnings.warn(
             f"the model returned NaN for {broken} of {len(x)} inputs; they count as wrong",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return torch.cat(found) if found else torch.zeros(0, dtype=torch.bool, device=x.device)
 
@@ -86,7 +86,7 @@ def accuracy(model: Any, x: Tensor, y: Tensor, *, batch_size: int = 256) -> floa
     >>> accuracy(lambda x: x, torch.eye(4), torch.tensor([0, 1, 2, 0]))
     0.75
     """
-    return _share(correct(model, x, y, batch_size=batch_size))
+    return _share(trusted(correct)(model, x, y, batch_size=batch_size))
 
 
 @declared(one_label_each, **evaluated, attack=ATTACKS)
@@ -120,7 +120,7 @@ def robust_correct(
     >>> robust_correct(lambda x: x, torch.eye(3), torch.arange(3), shift).tolist()
     [False, True, False]
     """
-    attacks = list(attack)
+    attacks: Any = attack  # a list by now
     return _rounds(model, x, y, attacks, batch_size, progress) == len(attacks) + 1
 
 
@@ -139,9 +139,6 @@ def broken_by(
     Args:
         model, x, y, batch_size, progress: as for :func:`robust_correct`.
         attacks: by name, in the order to run them: cheap ones first save work.
-
-    Raises:
-        ValueError: for a name that stands for something else.
 
     >>> shift = {"shift": lambda model, x, y: x.flip(1)}
     >>> broken_by(lambda x: x, torch.eye(3), torch.tensor([0, 1, 0]), shift)
@@ -189,7 +186,9 @@ def robust_accuracy(
     >>> robust_accuracy(lambda x: x, torch.eye(4), torch.arange(4), lambda m, x, y: x)
     1.0
     """
-    return _share(robust_correct(model, x, y, attack, batch_size=batch_size, progress=progress))
+    return _share(
+        trusted(robust_correct)(model, x, y, attack, batch_size=batch_size, progress=progress)
+    )
 
 
 @declared(one_label_each, not_empty, **evaluated, attacks=NAMED)
@@ -210,9 +209,6 @@ def attack_matrix(
     Args:
         models, attacks: by the name to show.
         x, y, batch_size, progress: as for :func:`robust_correct`.
-
-    Raises:
-        ValueError: for an attack whose name stands for something else.
 
     >>> attack_matrix({"id": lambda x: x}, {"none": lambda m, x, y: x}, torch.eye(2),
     ...               torch.arange(2)).loc["id"].tolist()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trustml_helpers import bounds
-from trustml_helpers._support.arguments import whole
+from trustml_helpers._support.arguments import Rule, declared, each, function, maybe, whole
 from trustml_helpers._support.calling import digest, fingerprint
-from trustml_helpers._support.files import only_writer, read_settings, replace_file, settings_file
+from trustml_helpers._support.ledger import Ledger, LogError
 from trustml_helpers._support.processes import progress_bar
 from trustml_helpers._support.randomness import keyed_generator
+from trustml_helpers._support.tensors import IMAGES, LABELS, one_label_each
 from trustml_helpers.attacks import Attack
-from trustml_helpers.robustness.evaluation import broken_by, check_names
+from trustml_helpers.robustness.evaluation import NAMED, RESERVED, broken_by
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +28,28 @@ if TYPE_CHECKING:
 COLUMNS = ["idx", "label", "broken_by"]
 
 
+def _reported(names: Sequence[str]) -> list[str]:
+    if RESERVED & set(names):
+        raise ValueError
+    return list(names)
+
+
+REPORTED = Rule("names of attacks, not those of other columns", _reported, (["clean"], [""], 17))
+
+
+def _one_number_each(images: Tensor, labels: Tensor, numbers: list[int] | None) -> None:
+    one_label_each(images, labels)
+    count = len(images) if numbers is None else len(numbers)
+    if not count == len(images) > 0:
+        raise ValueError(f"numbers: expected one for each of {len(images)} images, at least one, "
+                         f"got {count}")  # fmt: skip
+
+
+@declared(
+    _one_number_each, images=IMAGES, labels=LABELS, attacks=function("generator -> {name: attack}"),
+    about=Rule("what JSON can hold", lambda value: json.loads(json.dumps(value)), ({"x": {1, 2}},)),
+    numbers=maybe(each(whole())), batch_size=whole(1), seed=whole(),
+)  # fmt: skip
 def attack_dataset(
     model: Any,
     images: Tensor,
@@ -62,9 +86,8 @@ def attack_dataset(
         The table that was written.
 
     Raises:
-        ValueError: if the file, or a JSON beside it, belongs to another run (names the difference)
-            or to something else, or arguments do not fit, before any work.
-        InUseError: if another process is writing the file.
+        LogError: if the file, or a JSON beside it, belongs to another run (names the difference) or
+            to something else, or if another process is writing it.
 
     >>> import tempfile, pathlib
     >>> flip = lambda generator: {"flip": lambda model, x, y: x.flip(1)}
@@ -74,50 +97,53 @@ def attack_dataset(
     >>> log["broken_by"].tolist()
     ['flip', '', 'flip']
     """
-    import pandas as pd
-
     numbers = list(range(len(images))) if numbers is None else numbers
-    if not len(images) == len(labels) == len(numbers) > 0:
-        raise ValueError(
-            f"images, labels and numbers differ in length, or are empty: {len(images)}, "
-            f"{len(labels)} and {len(numbers)}"
-        )
-    batch_size, seed = whole(batch_size=batch_size), whole(seed=seed)
-    numbers = [whole(numbers=number) for number in numbers]
-    bounds.check_counts(batch_size=batch_size)
-    bounds.check_counts(least=0, seed=seed, numbers=min(numbers))
-    path = Path(path)
-    settings_file(path)  # refuses a name that cannot have one
-    names = list(attacks(torch.Generator(images.device)))
-    check_names(names)
+    names = list(NAMED("attacks", attacks(torch.Generator(images.device))))
     settings = {
         **about, "attacks": names, "batch_size": batch_size, "seed": seed, "images": len(images),
         "images_sha256": digest(images, labels.long()), "model_sha256": fingerprint(model),
     }  # fmt: skip
-    try:
-        settings = json.loads(json.dumps(settings))
-    except TypeError as error:
-        raise ValueError(f"about={about}: expected what JSON can hold ({error})") from error
-    with only_writer(path):
-        rows = _begun(path, settings, numbers)
-        left = range(len(rows), len(images), batch_size)
-        for start in progress_bar(progress)(left, desc="attack"):
-            batch = slice(start, start + batch_size)
-            generator = keyed_generator(seed, numbers[start], images.device)
-            found = broken_by(
-                model, images[batch], labels[batch], attacks(generator), batch_size=batch_size
-            )
-            rows += list(zip(numbers[batch], labels[batch].tolist(), found, strict=True))
-            table = pd.DataFrame(rows, columns=COLUMNS)
-            replace_file(path, table.to_csv(index=False).encode())
-    return pd.DataFrame(rows, columns=COLUMNS)
+    ledger = Ledger(path, ",".join(COLUMNS))
+    new, known = not ledger.path.exists(), ledger.known(settings, optional={"images_sha256"})
+    with ledger.held(new=new):
+        ledger.begin(settings | {"torch": torch.__version__} if known is None else None)
+        done = _whole_batches(ledger, numbers, batch_size)
+
+        def batches() -> Iterator[list[str]]:
+            left = range(done, len(images), batch_size)
+            for start in progress_bar(progress)(left, desc="attack"):
+                batch = slice(start, start + batch_size)
+                generator = keyed_generator(seed, numbers[start], images.device)
+                found = broken_by(
+                    model, images[batch], labels[batch], attacks(generator), batch_size=batch_size
+                )
+                yield _lines(numbers[batch], labels[batch].tolist(), found)
+
+        ledger.append(batches())
+    return read_attack_log(path)
+
+
+def _lines(*columns: Sequence[Any]) -> list[str]:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(zip(*columns, strict=True))
+    return [text.getvalue()]
+
+
+def _whole_batches(ledger: Ledger, numbers: list[int], batch_size: int) -> int:
+    """How many rows stand; a batch of which a kill left a part is attacked again."""
+    rows = ledger.rows()
+    if [row.split(",", 1)[0] for row in rows] != [str(number) for number in numbers[: len(rows)]]:
+        raise LogError(f"{ledger.path} holds other images: use the same, or another path")
+    done = len(rows) if len(rows) == len(numbers) else len(rows) // batch_size * batch_size
+    ledger.keep(rows[:done])
+    return done
 
 
 def read_attack_log(path: str | Path) -> pd.DataFrame:
     """The table that :func:`attack_dataset` wrote.
 
     Raises:
-        ValueError: if the file is not such a table.
+        LogError: if the file is not such a table.
     """
     import pandas as pd
 
@@ -125,12 +151,13 @@ def read_attack_log(path: str | Path) -> pd.DataFrame:
         kinds = {"idx": np.int64, "label": np.int64, "broken_by": str}
         table = pd.read_csv(path, keep_default_na=False, dtype=kinds)
     except ValueError as error:  # pandas' own errors for damaged tables are of this kind
-        raise ValueError(f"{path} is not a log of attacks ({error})") from error
+        raise LogError(f"{path} is not a log of attacks ({error})") from error
     if table.columns.tolist() != COLUMNS:
-        raise ValueError(f"{path}: expected the columns {COLUMNS}, got {table.columns.tolist()}")
+        raise LogError(f"{path}: expected the columns {COLUMNS}, got {table.columns.tolist()}")
     return table
 
 
+@declared(attacks=REPORTED)
 def summary(log: pd.DataFrame, attacks: Sequence[str]) -> dict[str, float]:
     """Accuracy after each attack of a log, cumulative, in [0, 1]; the last is the worst case.
 
@@ -142,44 +169,11 @@ def summary(log: pd.DataFrame, attacks: Sequence[str]) -> dict[str, float]:
     >>> summary(pd.DataFrame({"broken_by": ["clean", "", "PGD", ""]}), ["PGD"])
     {'clean': 0.75, 'PGD': 0.5}
     """
-    check_names(attacks)
-    if "broken_by" not in log:
-        raise ValueError("log lacks the column broken_by: expected a log of attack_dataset")
-    if len(log) == 0:
-        raise ValueError("log has no rows: expected at least 1")
+    if "broken_by" not in log or len(log) == 0:
+        raise ValueError("log: expected rows with the column broken_by, as attack_dataset gives")
     found: dict[str, float] = {}
     standing = len(log)
     for name in ["clean", *attacks]:
         standing -= int((log["broken_by"] == name).sum())
         found[name] = standing / len(log)
     return found
-
-
-def _begun(path: Path, settings: dict[str, Any], numbers: list[int]) -> list[tuple[int, int, str]]:
-    """The rows of an earlier run with the same settings; writes the settings of a new one."""
-    sidecar, exists = settings_file(path), path.exists()
-    if not exists and not sidecar.exists():
-        text = json.dumps(settings | {"torch": torch.__version__}, indent=2) + "\n"
-        replace_file(sidecar, text.encode())
-        return []
-    which, cure = path, "or another path"
-    if not exists:
-        which, cure = sidecar, f"or another path than {path}, or remove it"
-    try:
-        known = read_settings(sidecar)
-        rows = list(read_attack_log(path).itertuples(index=False, name=None)) if exists else []
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{which} exists, but cannot be used ({error}): rename it, or use another path"
-        ) from error
-    for name, value in settings.items():
-        if exists and name == "images_sha256" and name not in known:
-            continue  # the first logs of this package do not say
-        if known.get(name) != value:
-            other = f"{name}={known.get(name)!r}, not {value!r}: use the same settings"
-            if name == "images_sha256":
-                other = "other images or labels: use the same"
-            raise ValueError(f"{which} was made with {other}, {cure}")
-    if [row[0] for row in rows] != numbers[: len(rows)]:
-        raise ValueError(f"{path} holds other images: use the same, or another path")
-    return rows

@@ -106,9 +106,6 @@ class SmoothedClassifier:
         sigma: standard deviation of the noise, above 0, in pixel units.
         num_classes: K, at least 2.
 
-    Raises:
-        ValueError: for sigma or num_classes out of range.
-
     Source: Cohen, Rosenfeld, Kolter (2019), "Certified adversarial robustness via randomized
     smoothing", section 3 and algorithm 1.
 
@@ -155,9 +152,6 @@ class SmoothedClassifier:
         Returns:
             int64 counts ``(b, K)`` on the device of x. Each row adds up to n, less the votes that
             were lost because f returned NaN or an infinite logit (a warning says how many).
-
-        Raises:
-            ValueError, TypeError: for arguments out of range, or logits that are not ``(., K)``.
         """
         batch_size = suited_batch(x) if batch_size is None else batch_size
         generator = given_or_fresh(generator, x)
@@ -255,9 +249,6 @@ class SmoothedClassifier:
         Returns:
             :class:`Certificates`, per image.
 
-        Raises:
-            ValueError: for arguments out of range; an n too small to certify anything is one.
-
         Source: Cohen et al. (2019), algorithm 1 and proposition 2; two classes: theorem 1.
         """
         generator = given_or_fresh(generator, x)
@@ -297,9 +288,6 @@ class SmoothedClassifier:
 
         Returns:
             :class:`RadiusCertificates`, per image.
-
-        Raises:
-            ValueError: for arguments out of range; an n_max too small is one.
 
         Source: Jennison & Turnbull (1999); boundaries by :func:`sequential.plan`.
 
@@ -362,9 +350,6 @@ class SmoothedClassifier:
 
         Returns:
             :class:`AnytimeCertificates`, per image.
-
-        Raises:
-            ValueError: for arguments out of range.
 
         Source: :func:`sequential.anytime_lower_bound`; looks as for :meth:`certify_at_radius`.
 

@@ -123,9 +123,6 @@ def prepare(
 
     Returns:
         A smoothed classifier on a converted copy, or the given one if there is nothing to do.
-
-    Raises:
-        ValueError: for an unknown layout or dtype, or a callable that would have to be converted.
     """
     model = smoothed.base_classifier
     prepared = copy.copy(smoothed)

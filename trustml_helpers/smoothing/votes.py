@@ -105,9 +105,6 @@ def decide(counts: Tensor, alpha: float) -> Tensor:
     The class is returned where the two-sided p-value of "both top classes are equally likely",
     given their two counts, is at most alpha. Votes for other classes do not enter.
 
-    Raises:
-        ValueError: for counts that are no votes, or alpha out of range.
-
     >>> decide(torch.tensor([[60, 40, 0], [90, 10, 0], [5, 5, 5]]), 0.001).tolist()
     [-1, 0, -1]
     """
@@ -139,9 +136,6 @@ def radii(
 
     Returns:
         radius and p_a, float64 ``(b,)``; radius 0 where nothing is certified.
-
-    Raises:
-        ValueError: for counts that are no votes, and arguments out of range.
     """
     top = top.to(counts.device)
     k = votes_for(counts, top)

@@ -6,10 +6,11 @@ has no way in.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +20,31 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from trustml_helpers import objectives, robustness
-from trustml_helpers._support import processes
-from trustml_helpers.training import state as resume
-from trustml_helpers.attacks import Attack
-from trustml_helpers._support.arguments import whole
-from trustml_helpers._support.files import only_writer
-
+from trustml_helpers._support.arguments import (
+    SEED,
+    Rule,
+    declared,
+    kind,
+    maybe,
+    number,
+    one_of,
+    whole,
+)
 from trustml_helpers._support.calling import call, digest, unchanged
+from trustml_helpers._support.processes import Team, progress_bar, team
 from trustml_helpers._support.randomness import keyed_generator
+from trustml_helpers._support.tensors import (
+    LABELS,
+    TENSOR,
+    Seen,
+    classes,
+    label_range,
+    look,
+    one_label_each,
+    seen,
+)
+from trustml_helpers.attacks import Attack
+from trustml_helpers.training.state import State, optimizer_settings, planned_rates, shapes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +57,7 @@ MakeScheduler = Callable[[torch.optim.Optimizer, int], LRScheduler]
 adam: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3)
 
 
+@declared(peak=number("(0, inf)", "a learning rate"), top=number("(0, 1)", "a share"))
 def triangular(peak: float, *, top: float = 0.4) -> MakeScheduler:
     """Learning rate that rises linearly to ``peak`` and falls linearly back, for :func:`fit`.
 
@@ -56,10 +75,6 @@ def triangular(peak: float, *, top: float = 0.4) -> MakeScheduler:
     >>> scheduler.get_last_lr()
     [0.001]
     """
-    if not 0 < top < 1:
-        raise ValueError(f"top={top}: expected a share strictly between 0 and 1")
-    if not peak > 0:
-        raise ValueError(f"peak={peak}: expected a learning rate above 0")
 
     def make(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
         return torch.optim.lr_scheduler.OneCycleLR(
@@ -76,6 +91,50 @@ def triangular(peak: float, *, top: float = 0.4) -> MakeScheduler:
     return make
 
 
+def _part(value: Any) -> Data:
+    images, labels = value
+    images, labels = TENSOR("x", images), LABELS("y", labels)
+    one_label_each(images, labels)
+    if len(images) == 0:
+        raise ValueError
+    return images, labels.long()
+
+
+def _check_part(name: str, model: nn.Module, part: Data | None) -> None:
+    """Refuse labels that are no classes of the model, as far as its logits are ``(n, K)``."""
+    if part is None:
+        return
+    with unchanged(model), torch.inference_mode():
+        logits = call(model, part[0][:1])
+    if getattr(logits, "ndim", 0) == 2:
+        classes(label_range(part[1]), logits.shape[1], f"{name}: y")
+
+
+def _can_be_told(
+    model: nn.Module, train: Data, validation: Data | None, attacks: Mapping[str, Attack] | None,
+    best: str | None,
+) -> None:  # fmt: skip
+    if attacks and validation is None:
+        raise ValueError("attacks are evaluated on validation images: pass validation=(x, y)")
+    names = [f"error {name}" for name in attacks or ()]
+    columns = ["loss", *(["error", *names] if validation is not None else [])]
+    if best is not None and best not in columns:
+        raise ValueError(f"best={best!r}: expected one of {', '.join(map(repr, columns))}")
+    _check_part("train", model, train)
+    _check_part("validation", model, validation)
+
+
+_DATA = Rule(
+    "images and as many whole labels, at least one: (x, y), two torch.Tensor on one device",
+    _part,
+    (None, (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)), (torch.zeros(2, 2), [0, 1])),
+)
+
+
+@declared(
+    _can_be_told, model=kind("a torch.nn.Module", nn.Module), train=_DATA, validation=maybe(_DATA),
+    epochs=whole(1), batch_size=whole(1), precision=one_of("float32", "bfloat16"), seed=SEED,
+)  # fmt: skip
 def fit(
     model: nn.Module,
     train: Data,
@@ -136,7 +195,6 @@ def fit(
         ``best`` the column ``kept``.
 
     Raises:
-        ValueError: for arguments out of range, before any step.
         CheckpointError: if the checkpoint is damaged or belongs to another run.
         InUseError: if another process is writing the checkpoint.
         FloatingPointError: if the loss is no longer finite.
@@ -148,76 +206,67 @@ def fit(
     """
     import pandas as pd
 
-    attacks, generators = attacks or {}, tuple(generators)
-    epochs, batch_size, seed = whole(epochs=epochs), whole(batch_size=batch_size), whole(seed=seed)
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed}: expected a whole number from 0 to 2**63 - 1")
-    _check(train, validation, attacks, epochs, batch_size, best, precision)
-    for name, part in (("train", train), ("validation", validation or train)):
-        _check_labels(name, model, *part)
-    train = train[0], train[1].long()
-    order, per_epoch = torch.Generator().manual_seed(seed), -(-len(train[0]) // batch_size)
-    descent = optimizer(model.parameters())
-    begins = resume.optimizer_settings(descent)  # a scheduler changes them
-    schedule = scheduler(descent, epochs * per_epoch) if scheduler else None
-    history: list[dict[str, Any]] = []
-    weights: dict[str, Tensor] = {}
-    path = Path(checkpoint) if checkpoint is not None else None
-    with processes.team() as team, ExitStack() as held:
-        if path:
-            team.first(lambda: held.enter_context(only_writer(path)))
-        settings = {
-            "about": about, "epochs": epochs, "batch_size": batch_size,
-            "examples": len(train[0]), "seed": seed, "best": best, "precision": precision,
-            "processes": team.size, "attacks": list(attacks), "generators": len(generators),
-            "model": resume.shapes(model.state_dict()),
-            "optimizer": {"class": type(descent).__name__} | begins,
-            "scheduler": type(schedule).__name__ if schedule else None,
-        }  # fmt: skip
-        if path:
-            settings["schedule"] = resume.scheduler_settings(schedule, epochs * per_epoch)
-            settings["train"] = digest(*train)[:16]
-            settings["validation"] = digest(*validation)[:16] if validation else None
-            resume.as_json(path, settings)  # refused now, not after an epoch
-        team.same([*model.parameters(), *model.buffers()])
-        for generator in generators if team.rank else ():
-            generator.manual_seed(generator.initial_seed() + 1_000_003 * team.rank)
-        found = (
-            resume.load_state(path, model, descent, schedule, settings, team.rank) if path else None
-        )
-        if found:
-            recorded, weights, drawn = found
-            history = recorded["history"]
-            for generator, state in zip(generators, drawn, strict=True):
-                generator.set_state(state)
-        bar = robustness.progress_bar(progress and team.rank == 0)(
-            total=epochs * per_epoch, initial=len(history) * per_epoch, desc="train"
+    order, known = torch.Generator().manual_seed(seed), look(*train)
+    with team() as us, _begun(
+        model, train, validation, optimizer, scheduler, tuple(generators), checkpoint, us,
+        about=about, epochs=epochs, batch_size=batch_size, seed=seed, best=str(best),
+        precision=precision, attacks=list(attacks or ()),
+    ) as state:  # fmt: skip
+        steps = state.settings["steps_per_epoch"]
+        bar = progress_bar(progress and us.rank == 0)(
+            total=epochs * steps, initial=len(state.history) * steps, desc="train"
         )
         for epoch in range(epochs):
-            shuffled = torch.randperm(len(train[0]), generator=order).to(train[0].device)
-            if epoch < len(history):
+            batches = torch.randperm(len(train[0]), generator=order).to(train[0].device)
+            if epoch < len(state.history):  # before a kill
                 continue
-            with _global_generator(seed, epoch * team.size + team.rank, train[0].device):
-                row = _one_epoch(model, train, objective, descent, schedule, precision, team, bar,
-                                 epoch, shuffled.split(batch_size))  # fmt: skip
-            team.same(model.buffers())
-            row |= team.first(lambda: _validate(model, validation, attacks))
-            history.append({"epoch": epoch + 1, **row})
-            _warn_of_overfitting(history)
-            if best is not None and row[best] <= min(past[best] for past in history):
-                weights = {name: value.clone() for name, value in model.state_dict().items()}
+            with _global_generator(seed, epoch * us.size + us.rank, train[0].device):
+                row = _one_epoch(state, train, objective, precision, known, bar, epoch,
+                                 batches.split(batch_size))  # fmt: skip
+            us.same(model.buffers())
+            row |= us.first(lambda: _validate(model, validation, attacks or {}))
+            state.history.append({"epoch": epoch + 1, **row})
+            _warn_of_overfitting(state.history)
+            if best is not None and row[best] <= min(past[best] for past in state.history):
+                state.best = {name: value.clone() for name, value in model.state_dict().items()}
             bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k.startswith("error")})
-            drawn_by_rank = team.everyones(resume.states(generators))
-            if path and team.rank == 0:
-                resume.save_state(path, model, descent, schedule, weights, drawn_by_rank,
-                                  {"settings": settings, "history": history})  # fmt: skip
+            state.save()
         bar.close()
     model.eval()
-    log = pd.DataFrame(history)
+    log = pd.DataFrame(state.history)
     if best is not None:
-        model.load_state_dict(weights)
+        model.load_state_dict(state.best)
         log["kept"] = log.index == log[best][::-1].idxmin()  # the later one of equals
     return log
+
+
+@contextmanager
+def _begun(
+    model: nn.Module, train: Data, validation: Data | None, optimizer: MakeOptimizer,
+    scheduler: MakeScheduler | None, generators: tuple[torch.Generator, ...],
+    checkpoint: str | Path | None, us: Team, **settings: Any,
+) -> Iterator[State]:  # fmt: skip
+    """A run at its start, or where a kill left it; the same weights on every rank."""
+    steps = -(-len(train[0]) // settings["batch_size"])
+    total, path = settings["epochs"] * steps, Path(checkpoint) if checkpoint is not None else None
+    descent = optimizer(model.parameters())
+    settings |= {
+        "examples": len(train[0]), "steps_per_epoch": steps, "processes": us.size,
+        "generators": len(generators), "model": shapes(model.state_dict()),
+        "optimizer": optimizer_settings(descent),
+    }  # fmt: skip
+    if path is not None:  # what takes a while to look at
+        settings["schedule"] = planned_rates(optimizer(model.parameters()), scheduler, total)
+        settings["train"] = digest(*train)[:16]
+        settings["validation"] = digest(*validation)[:16] if validation else "none"
+    schedule = scheduler(descent, total) if scheduler else None
+    state = State(path, model, descent, schedule, generators, settings, us)
+    with state.held():
+        us.same([*model.parameters(), *model.buffers()])
+        for generator in generators if us.rank else ():
+            generator.manual_seed(generator.initial_seed() + 1_000_003 * us.rank)
+        state.load()
+        yield state
 
 
 @contextmanager
@@ -229,38 +278,49 @@ def _global_generator(seed: int, number: int, device: torch.device) -> Iterator[
 
 
 def _one_epoch(
-    model: nn.Module, train: Data, objective: objectives.Objective | objectives.ByEpoch,
-    descent: torch.optim.Optimizer, schedule: LRScheduler | None, precision: str,
-    team: processes.Team, bar: Any, epoch: int, batches: tuple[Tensor, ...],
+    state: State, train: Data, objective: objectives.Objective | objectives.ByEpoch,
+    precision: str, known: Seen, bar: Any, epoch: int, batches: tuple[Tensor, ...],
 ) -> dict[str, Any]:  # fmt: skip
     """All minibatches once; the mean loss, the last learning rate and the time."""
-    images, labels = train
-    started, total = time.perf_counter(), torch.zeros((), dtype=torch.float64)
+    (images, labels), model, team = train, state.model, state.team
+    started, losses = time.perf_counter(), []
     model.train()
     for step, batch in enumerate(batches):
         now = epoch + step / len(batches)
         current = objective.at(now) if isinstance(objective, objectives.ByEpoch) else objective
         mine = batch[team.rank :: team.size]
-        descent.zero_grad(set_to_none=team.size == 1)
+        state.optimizer.zero_grad(set_to_none=team.size == 1)
         loss = torch.zeros((), device=images.device)
-        if len(mine):
-            with torch.autocast(images.device.type, torch.bfloat16, precision == "bfloat16"):
-                loss = current(model, images[mine], labels[mine]) * (len(mine) / len(batch))
-            loss.backward()
+        # The first minibatch is looked at closely, the others as all of them were at the start.
+        with seen(known if step else None):
+            if len(mine):
+                with torch.autocast(images.device.type, torch.bfloat16, precision == "bfloat16"):
+                    loss = current(model, images[mine], labels[mine]) * (len(mine) / len(batch))
+                loss.backward()
         loss = loss.detach()
         team.total([loss, *_gradients(model, team)])
-        total += _finite(loss.item(), epoch, step) * len(batch)
-        lr = descent.param_groups[0]["lr"]
-        descent.step()
-        if schedule:
-            schedule.step()
+        losses.append(loss)
+        lr = state.optimizer.param_groups[0]["lr"]
+        state.optimizer.step()
+        if state.scheduler:
+            state.scheduler.step()
         bar.update()
-    return {
-        "loss": total.item() / len(images), "lr": lr, "seconds": time.perf_counter() - started
-    }  # fmt: skip
+    mean = _mean(torch.stack(losses).tolist(), [len(batch) for batch in batches], epoch)
+    return {"loss": mean, "lr": lr, "seconds": time.perf_counter() - started}
 
 
-def _gradients(model: nn.Module, team: processes.Team) -> list[Tensor]:
+def _mean(losses: list[float], sizes: list[int], epoch: int) -> float:
+    """The mean over examples. Read once an epoch: every reading makes a GPU wait."""
+    for step, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at epoch {epoch + 1}, step {step + 1}: use a smaller learning "
+                "rate, or check the images for NaN"
+            )
+    return sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
+
+
+def _gradients(model: nn.Module, team: Team) -> list[Tensor]:
     """The gradients to be added up; those that one rank lacks (its share was empty) are zeros."""
     trained = [p for p in model.parameters() if p.requires_grad and team.size > 1]
     for parameter in trained:
@@ -296,7 +356,7 @@ def _warn_of_overfitting(history: list[dict[str, Any]]) -> None:
             f"catastrophic overfitting at epoch {row['epoch']}: accuracy {fgsm:.1%} under FGSM, "
             f"{pgd:.1%} under PGD. Train against PGD, or lower step or learning rate",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -306,59 +366,3 @@ def _validate(model: nn.Module, held: Data | None, attacks: Mapping[str, Attack]
     clean = robustness.accuracy(model, *held)
     robust = {k: robustness.robust_accuracy(model, *held, attack) for k, attack in attacks.items()}
     return {"error": 1 - clean} | {f"error {name}": 1 - share for name, share in robust.items()}
-
-
-def _finite(loss: float, epoch: int, step: int) -> float:
-    if loss != loss or loss in (float("inf"), float("-inf")):
-        raise FloatingPointError(
-            f"the loss is {loss} at epoch {epoch + 1}, step {step + 1}: use a smaller learning "
-            "rate, or check the images for NaN"
-        )
-    return loss
-
-
-def _check_labels(name: str, model: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """Refuse labels that are no classes of the model, as far as its logits are ``(n, K)``."""
-    if labels.is_floating_point() or labels.ndim != 1:
-        raise TypeError(
-            f"{name}: expected whole labels (n,), got {labels.dtype} of {tuple(labels.shape)}"
-        )
-    check_place(images, labels, f"{name}: y")
-    with unchanged(model), torch.inference_mode():
-        logits = call(model, images[:1])
-    low, high = int(labels.min()), int(labels.max())
-    if getattr(logits, "ndim", 0) == 2 and not 0 <= low <= high < logits.shape[1]:
-        raise ValueError(
-            f"{name}: labels {low} to {high}, but the model has {logits.shape[1]} classes: "
-            f"expected 0 to {logits.shape[1] - 1}"
-        )
-
-
-def _check(
-    train: Data,
-    validation: Data | None,
-    attacks: Mapping[str, Attack],
-    epochs: int,
-    batch_size: int,
-    best: str | None,
-    precision: str,
-) -> None:
-    for name, part in (("train", train), ("validation", validation)):
-        if part is not None:
-            check_tensors(**{f"{name}: x": part[0], f"{name}: y": part[1]})
-        if part is not None and (len(part[0]) != len(part[1]) or len(part[0]) == 0):
-            raise ValueError(
-                f"{name}: expected as many images as labels, at least one; got {len(part[0])} and "
-                f"{len(part[1])}"
-            )
-    if attacks and validation is None:
-        raise ValueError("attacks are evaluated on validation images: pass validation=(x, y)")
-    if epochs < 1:
-        raise ValueError(f"epochs={epochs}: expected at least 1")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: expected at least 1")
-    if precision not in ("float32", "bfloat16"):
-        raise ValueError(f"precision={precision!r}: expected 'float32' or 'bfloat16'")
-    columns = ["loss"] + (["error", *(f"error {name}" for name in attacks)] if validation else [])
-    if best is not None and best not in columns:
-        raise ValueError(f"best={best!r}: expected one of {', '.join(map(repr, columns))}")

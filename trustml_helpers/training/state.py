@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,153 +16,130 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from trustml_helpers._support.files import replace_file
+from trustml_helpers._support.files import only_writer, replace_file
+from trustml_helpers._support.ledger import same_run
+from trustml_helpers._support.processes import Team
 from trustml_helpers.models import CheckpointError
 
 
-def save_state(
-    path: Path,
-    model: nn.Module,
-    optimizer: Optimizer,
-    scheduler: LRScheduler | None,
-    best: dict[str, Tensor],
-    generators: list[list[Tensor]],
-    about: dict[str, Any],
-) -> None:
-    """Write weights, best weights, optimizer, schedule and generators (by rank), or nothing.
+@dataclass
+class State:
+    """All that an epoch changes, and where it is kept.
 
     Args:
-        path: file to replace; safetensors, so that reading it runs no code.
-        generators: the state of each generator, for every rank.
-        about: anything else, as JSON: settings, epoch, history.
-
-    Raises:
-        ValueError: if optimizer or scheduler hold something that is neither tensor nor JSON.
+        path: safetensors, so that reading it runs no code; replaced as a whole. None keeps nothing.
+        model, optimizer, scheduler, generators: of the run.
+        settings: what the run is about, as JSON; a file of other settings is refused.
+        team: the processes of the run; rank 0 writes, each has generators of its own.
+        history: one row per epoch.
+        best: the weights that will be kept.
     """
-    from safetensors.torch import save
 
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"best.{name}": value for name, value in best.items()}
-    for rank, drawn in enumerate(generators):
-        tensors |= {f"generator.{rank}.{i}": state for i, state in enumerate(drawn)}
-    moments = optimizer.state_dict()
-    plain: dict[str, dict[str, Any]] = {}
-    for number, entries in moments["state"].items():
-        for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{number}.{name}"] = value
-            else:
-                plain.setdefault(str(number), {})[name] = value
-    rest = {
-        "about": about, "groups": moments["param_groups"], "plain": plain,
-        "scheduler": scheduler.state_dict() if scheduler else None, "tensors": shapes(tensors),
-    }  # fmt: skip
-    text = as_json(path, rest)
-    cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    replace_file(path, save(cpu, metadata={"state": text}))
+    path: Path | None
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+    generators: tuple[torch.Generator, ...]
+    settings: dict[str, Any]
+    team: Team
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Write the file alone.
 
-def as_json(path: Path, state: dict[str, Any]) -> str:
-    """The state as text; ValueError if it holds what JSON does not know."""
-    try:
-        return json.dumps(state)
-    except TypeError as error:
-        raise ValueError(
-            f"checkpoint={str(path)!r}: optimizer or scheduler hold a state that is neither "
-            f"tensor nor JSON ({error}); train without checkpoint, or use another one"
-        ) from error
+        Raises:
+            InUseError: if another process does.
+            ValueError: if settings, optimizer or scheduler hold what is neither tensor nor JSON.
+        """
+        with ExitStack() as stack:
+            if (path := self.path) is not None:
+                self._as_json(self.settings | self.optimizer.state_dict())  # now, not in an epoch
+                self.team.first(lambda: stack.enter_context(only_writer(path)))
+            yield
 
+    def save(self) -> None:
+        """Write weights, best weights, optimizer and generators (by rank), or nothing."""
+        drawn = self.team.everyones([each.get_state() for each in self.generators])
+        if self.path is None or self.team.rank > 0:
+            return
+        from safetensors.torch import save
 
-def load_state(
-    path: Path,
-    model: nn.Module,
-    optimizer: Optimizer,
-    scheduler: LRScheduler | None,
-    settings: dict[str, Any],
-    rank: int = 0,
-) -> tuple[dict[str, Any], dict[str, Tensor], list[Tensor]] | None:
-    """Put a state back; ``None`` if there is no file.
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        for rank, states in enumerate(drawn):
+            tensors |= {f"generator.{rank}.{i}": state for i, state in enumerate(states)}
+        moments, plain = self.optimizer.state_dict(), {}
+        for number, entries in moments["state"].items():
+            for name, value in entries.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{number}.{name}"] = value
+                else:
+                    plain[f"{number}.{name}"] = value
+        text = self._as_json({
+            "settings": self.settings, "history": self.history, "groups": moments["param_groups"],
+            "plain": plain, "tensors": shapes(tensors),
+        })  # fmt: skip
+        cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        replace_file(self.path, save(cpu, metadata={"state": text}))
 
-    Args:
-        settings: what the run is about; a file of other settings is refused.
-        rank: whose generators to return.
+    def load(self) -> None:
+        """Put everything back, the schedule by going its steps again; nothing if there is no file.
 
-    Returns:
-        What was saved as ``about``, the best weights, and the states of the generators.
+        Raises:
+            CheckpointError: if the file is damaged or belongs to another run; names the difference.
+        """
+        if self.path is None or not self.path.exists():
+            return
+        from safetensors import SafetensorError, safe_open
 
-    Raises:
-        CheckpointError: if the file is damaged or belongs to another run; names the difference.
-    """
-    if not path.exists():
-        return None
-    from safetensors import SafetensorError, safe_open
-
-    again = f"Delete {path} to start anew."
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            rest = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        about, groups, kept = rest["about"], rest["groups"], rest["scheduler"]
-        found, _ = dict(about["settings"]), about["history"]
-        moments: dict[int, dict[str, Any]] = {int(n): dict(v) for n, v in rest["plain"].items()}
-        lost = _apart(rest["tensors"], shapes(tensors))
-        if any(lost):
-            raise ValueError(f"its tensors should be {lost[0]}, and are {lost[1]}")
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is not the state of a training run ({error}). {again}"
-        ) from error
-    for name, value in json.loads(json.dumps(settings)).items():
-        if found.get(name) != value:
-            was, now = _apart(found.get(name), value)
+        again = f"delete {self.path} to start anew"
+        try:
+            with safe_open(str(self.path), framework="pt") as file:
+                rest = json.loads(file.metadata()["state"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            known, groups, history = dict(rest["settings"]), rest["groups"], list(rest["history"])
+            entries = {name: value for name, value in rest["plain"].items()}
+            if rest["tensors"] != shapes(tensors):
+                raise ValueError("its tensors are not those that were written")
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{path} belongs to another run: {name} was {was!r}, now {now!r}. {again}"
-            )
+                f"{self.path} is not the state of a training run ({error}): {again}"
+            ) from error
+        wanted = json.loads(json.dumps(self.settings))
+        same_run(known, wanted, self.path, again, CheckpointError)
 
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(prefix): value
-            for name, value in tensors.items()
-            if name.startswith(prefix)
-        }
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    for name, value in part("optimizer.").items():
-        number, entry = name.split(".", 1)
-        moments.setdefault(int(number), {})[entry] = value
-    optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    if scheduler is not None:
-        scheduler.load_state_dict(_as_before_json(kept, scheduler.state_dict()))
-    model.load_state_dict(part("model."))
-    drawn = part(f"generator.{rank}.")
-    return about, part("best."), [drawn[str(i)] for i in range(len(drawn))]
+        moments: dict[int, dict[str, Any]] = {}
+        for key, value in (entries | part("optimizer.")).items():
+            number, name = key.split(".", 1)
+            moments.setdefault(int(number), {})[name] = value
+        if self.scheduler is not None:
+            self._step_again(len(history) * self.settings["steps_per_epoch"])
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.model.load_state_dict(part("model."))
+        drawn = part(f"generator.{self.team.rank}.")
+        for i, generator in enumerate(self.generators):
+            generator.set_state(drawn[str(i)])
+        self.history, self.best = history, part("best.")
 
+    def _step_again(self, steps: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the optimizer took no step
+            for _ in range(steps):
+                self.scheduler.step()  # type: ignore[union-attr]
 
-def _apart(was: Any, now: Any) -> tuple[Any, Any]:
-    """Both, without what two dictionaries have in common."""
-    if not (isinstance(was, dict) and isinstance(now, dict)):
-        return was, now
-    pairs = {
-        name: _apart(was.get(name), now.get(name))
-        for name in was | now
-        if was.get(name) != now.get(name)
-    }
-    return {name: a for name, (a, _) in pairs.items()}, {name: b for name, (_, b) in pairs.items()}
-
-
-def _as_before_json(saved: Any, fresh: Any) -> Any:
-    """What was saved; of what has not changed since the start, the fresh value: JSON turns whole
-    numbers that are keys, as the milestones of MultiStepLR, into strings."""
-    if json.loads(json.dumps(fresh)) == saved:
-        return fresh
-    if isinstance(fresh, dict) and isinstance(saved, dict):
-        keys = {str(key): key for key in fresh}
-        return {
-            keys.get(name, name): _as_before_json(value, fresh.get(keys.get(name)))
-            for name, value in saved.items()
-        }
-    if isinstance(fresh, list) and isinstance(saved, list) and len(fresh) == len(saved):
-        return [_as_before_json(old, new) for old, new in zip(saved, fresh, strict=True)]
-    return saved
+    def _as_json(self, state: dict[str, Any]) -> str:
+        try:
+            return json.dumps(state)
+        except TypeError as error:
+            raise ValueError(
+                f"checkpoint={str(self.path)!r}: settings or optimizer hold what is neither tensor "
+                f"nor JSON ({error}); train without checkpoint, or use another optimizer"
+            ) from error
 
 
 def shapes(tensors: dict[str, Tensor]) -> dict[str, str]:
@@ -165,33 +147,33 @@ def shapes(tensors: dict[str, Tensor]) -> dict[str, str]:
     return {name: f"{value.dtype} {list(value.shape)}" for name, value in tensors.items()}
 
 
-def optimizer_settings(optimizer: Optimizer) -> dict[str, dict[str, str]]:
-    """Settings and number of parameters of each group, by its number."""
-    return {
+def optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:
+    """The class, and settings and number of parameters of each group, by its number."""
+    groups = {
         str(number): {name: str(value) for name, value in group.items() if name != "params"}
         | {"parameters": str(len(group["params"]))}
         for number, group in enumerate(optimizer.param_groups)
     }
+    return {"class": type(optimizer).__name__} | groups
 
 
-def scheduler_settings(scheduler: LRScheduler | None, steps: int) -> dict[str, Any]:
-    """What tells a fresh scheduler from another one of its class."""
-    if scheduler is None:
+def planned_rates(
+    optimizer: Optimizer, make: Callable[[Optimizer, int], LRScheduler] | None, steps: int
+) -> dict[str, Any]:
+    """The learning rates of a whole training: some of them, and a digest of all.
+
+    Args:
+        optimizer: one of its own, which takes no step.
+        make: the scheduler from optimizer and number of steps.
+        steps: of the training.
+    """
+    if make is None:
         return {}
-    return {
-        "state": scheduler.state_dict(),
-        "rates": optimizer_settings(scheduler.optimizer),
-        "factors": _factors(scheduler, range(0, steps, max(1, steps // 10))),
-    }
-
-
-def _factors(scheduler: Any, steps: range) -> list[Any]:
-    """What the functions of LambdaLR, which are in no state, give at these steps."""
-    inner = [_factors(each, steps) for each in getattr(scheduler, "_schedulers", ())]
-    functions = getattr(scheduler, "lr_lambdas", ())
-    return inner + [[float(function(step)) for step in steps] for function in functions]
-
-
-def states(generators: tuple[torch.Generator, ...]) -> list[Tensor]:
-    """The state of each generator."""
-    return [generator.get_state() for generator in generators]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the optimizer took no step
+        scheduler, rates = make(optimizer, steps), []
+        for _ in range(steps):
+            rates.append([float(group["lr"]) for group in optimizer.param_groups])
+            scheduler.step()
+    some = [f"{rate[0]:.3g}" for rate in rates[:: max(1, steps // 10)]]
+    return {"rates": some, "digest": sha256(json.dumps(rates).encode()).hexdigest()[:16]}
