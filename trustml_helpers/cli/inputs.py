@@ -1,19 +1,60 @@
-"""What the commands read: networks and images, the course's or one's own, named by a word."""
+"""What the commands share: their options, networks and images named by a word, lines of output."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+import typer
 from torch import Tensor, nn
 
 from trustml_helpers import data, models
+from trustml_helpers._support.arguments import declared, maybe, whole, wholes
+from trustml_helpers._support.tensors import IMAGES, LABELS, one_label_each, value_range
+
+
+def option(words: str, *names: str, **more: Any) -> Any:
+    """An option with its line of help."""
+    return typer.Option(*names, help=words, **more)
+
+
+Checkpoint = Annotated[
+    str, typer.Argument(help="Name of a checkpoint, or path of a .safetensors file.")
+]
+Network = Annotated[str, typer.Argument(
+    help="Name of a checkpoint, path of a .safetensors file with its card, or module:name, "
+    "a network or a function that returns one with its weights loaded. It takes images "
+    "(n, C, H, W) in [0, 1] (normalise inside) and returns logits (n, K)."
+)]  # fmt: skip
+DataSet = Annotated[str, option(
+    "mnist (ships with the course); fashion_mnist, cifar10, imagenet (torchvision's files, see "
+    "--root); an .npz file with the arrays images (uint8, or floating point in [0, 1]) and labels; "
+    "or module:function, which returns both as tensors.", "--data",
+)]  # fmt: skip
+Root = Annotated[Path | None, option("Folder of torchvision's files.")]
+Split = Annotated[str, option(
+    "Which part of a named data set; validation: the 5,000 training images of MNIST that train "
+    "holds out with seed 0.", metavar="train|validation|test",
+)]  # fmt: skip
+Device = Annotated[
+    str | None, option("cpu, cuda, cuda:1, ...; a GPU if there is one, if not given.")
+]
+Seed = Annotated[int, option("Seed of everything random; same seed, same result.")]
+Sigma = Annotated[float | None, option(
+    "Standard deviation of the noise, in units of pixels in [0, 1]; a checkpoint's training sigma "
+    "if not given."
+)]  # fmt: skip
+Alpha = Annotated[float, option("Error probability per image.")]
+Every = Annotated[int, option("Take every k-th image: 0, k, 2k, ...")]
+Limit = Annotated[int | None, option("Take at most this many of them.")]
+BatchSize = Annotated[
+    int | None, option("Noisy images per forward pass; a short trial finds it if not given.")
+]
 
 
 class Images(NamedTuple):
@@ -25,11 +66,7 @@ class Images(NamedTuple):
 
 
 def network(name: str) -> Any:
-    """A checkpoint by its name or path, or what ``module:attribute`` holds or returns.
-
-    Raises:
-        ValueError: if there is no such attribute, or it gives no network.
-    """
+    """A checkpoint by its name or path, or what ``module:attribute`` holds or returns."""
     if not _is_attribute(name):
         return models.load(name)
     found = _attribute("model", name)
@@ -42,18 +79,10 @@ def network(name: str) -> Any:
 
 
 def images(name: str, split: str, root: Path | None, every: int, limit: int | None) -> Images:
-    """Every k-th image of a data set.
-
-    Args:
-        name: ``mnist`` (ships with the course), another one that torchvision reads
-            (``fashion_mnist``, ``cifar10``, ``imagenet``), the path of an ``.npz`` file with the
-            arrays ``images`` and ``labels``, or ``module:function``, which returns both.
-        split: ``"train"`` or ``"test"``, of the named data sets.
-        root: where torchvision's files are.
-        every, limit: images 0, k, 2k, ..., and at most so many of them.
+    """Images 0, every, 2 * every, ... of a data set, named as :data:`DataSet` says.
 
     Raises:
-        ValueError: if there is no such data set, or its arrays do not have the form of images.
+        ValueError, TypeError: if there is no such data set, or its arrays are no images.
         DataError: if its files are missing.
     """
     if name == "mnist" and root is None:
@@ -66,18 +95,27 @@ def images(name: str, split: str, root: Path | None, every: int, limit: int | No
         dataset: Any = data.torchvision_dataset(name, split, root=root)
         chosen = indices(len(dataset), every, limit)
         return Images(*data.to_tensors(dataset, chosen), chosen)
-    _check(name, x, y)
+    one_label_each(IMAGES(f"images of {name}", x), LABELS(f"labels of {name}", y))
+    low, high = value_range(x)
+    if len(x) == 0 or not -1e-6 <= low <= high <= 1 + 1e-6:  # NaN is neither
+        raise ValueError(
+            f"data={name!r}: expected images with values in [0, 1], got {len(x)} from {low:g} to "
+            f"{high:g}; divide by 255 (or save uint8), and normalise inside the network"
+        )
     chosen = indices(len(x), every, limit)
     return Images(x[chosen], y[chosen], chosen)
 
 
+@declared(every=whole(1), limit=maybe(whole(1)))
 def indices(length: int, every: int, limit: int | None) -> list[int]:
     """0, every, 2 * every, ...: at most ``limit`` numbers below ``length``."""
-    if every < 1:
-        raise ValueError(f"every={every}: expected at least 1")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}: expected at least 1 image")
     return list(range(0, length, every))[:limit]
+
+
+def first(part: tuple[Tensor, Tensor], limit: int | None) -> tuple[Tensor, Tensor]:
+    """The first images and labels, all of them without a limit."""
+    chosen = indices(len(part[0]), 1, limit)
+    return part[0][: len(chosen)], part[1][: len(chosen)]
 
 
 def device(name: str | None) -> torch.device:
@@ -86,20 +124,33 @@ def device(name: str | None) -> torch.device:
     kind = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(kind)
-    except RuntimeError as error:
-        raise ValueError(f"device={kind!r}: expected cpu, cuda, cuda:1, ...") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={kind!r}: torch finds no GPU here; use --device cpu")
-    if found.type == "cuda" and found.index is None:
-        found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    try:
+        if found.type == "cuda" and found.index is None:
+            found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.randn(1, device=found, generator=torch.Generator(found)).item()
     except Exception as error:  # whatever a back end raises that is not there
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"device={kind!r}: torch cannot compute there ({reason}); use --device cpu"
+            f"device={kind!r}: torch cannot compute there ({reason(error)}); use --device cpu"
         ) from error
     return found
+
+
+def check_output(output: Path | None) -> None:
+    """Raise ValueError, before any work, if a file could not be written for want of its folder, or
+    where a folder is."""
+    if output is not None and output.is_dir():
+        raise ValueError(f"output={str(output)!r}: is a folder; name a file in it")
+    if output is not None and not output.resolve().parent.is_dir():
+        raise ValueError(f"output={str(output)!r}: the folder does not exist; create it first")
+
+
+def print_share(name: str, share: float, images: int) -> None:
+    """One line: how many percent, of how many images."""
+    typer.echo(f"{name:>20}  {100 * share:6.2f} %   of {images} images")
+
+
+def reason(error: Exception) -> str:
+    """What an error of someone else's code says first."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _is_attribute(name: str) -> bool:
@@ -112,48 +163,21 @@ def _attribute(argument: str, name: str) -> Any:
     if os.getcwd() not in sys.path:  # as `python -m` does, so that one's own file is found
         sys.path.insert(0, os.getcwd())
     try:
-        found: Callable[[], Any] = getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:  # `nets.py:f` ends here too
         raise ValueError(f"{argument}={name!r}: {error}; expected module:attribute (nets:f for f "
                          f"in nets.py), looked up from {os.getcwd()}") from error  # fmt: skip
-    return found
 
 
 def _arrays(path: str) -> tuple[Tensor, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             x, y = arrays["images"], arrays["labels"]
-            kinds = x.dtype.kind, y.dtype.kind
+            if x.dtype.kind not in "fiub":
+                raise ValueError(f"images of {x.dtype}")
+            labels = wholes()("labels", y)
     except Exception as error:  # a damaged file raises errors of zipfile, zlib, NumPy, ...
-        raise ValueError(f"data={path!r}: expected a file of numpy.savez with the arrays images "
-                         f"and labels ({error})") from error  # fmt: skip
-    if not (kinds[0] in "fiub" and kinds[1] in "fiub" and np.all(np.mod(y, 1) == 0)):
-        raise ValueError(
-            f"data={path!r}: expected images of real numbers and whole labels, got {x.dtype} and "
-            f"{y.dtype}"
-        )
+        raise ValueError(f"data={path!r}: expected a file of numpy.savez with the arrays images, "
+                         f"real numbers, and labels ({error})") from error  # fmt: skip
     scaled = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32)
-    return torch.from_numpy(scaled), torch.from_numpy(y.astype(np.int64))
-
-
-def _check(name: str, x: Any, y: Any) -> None:
-    if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.is_floating_point()
-            and x.ndim >= 2 and y.shape == x.shape[:1] and not y.is_floating_point()):  # fmt: skip
-        raise ValueError(
-            f"data={name!r}: expected floating-point images (m, C, H, W) and m whole labels, got "
-            f"{_form(x)} and {_form(y)}"
-        )
-    if len(x) == 0:
-        raise ValueError(f"data={name!r}: has no images")
-    low, high = (float(x.min()), float(x.max())) if x.numel() else (0.0, 0.0)
-    if not (low >= -1e-6 and high <= 1 + 1e-6):  # NaN is neither
-        raise ValueError(
-            f"data={name!r}: expected values in [0, 1], got {low:g} to {high:g}; divide by 255 (or "
-            "save uint8), and normalise inside the network"
-        )
-
-
-def _form(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{value.dtype} {tuple(value.shape)}"
-    return type(value).__name__
+    return torch.from_numpy(scaled), torch.from_numpy(labels)

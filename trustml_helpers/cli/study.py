@@ -10,7 +10,9 @@ from typing import Annotated
 
 import typer
 
-from trustml_helpers import study
+from trustml_helpers import certification
+from trustml_helpers.cli import plan
+from trustml_helpers.cli.inputs import option
 from trustml_helpers.data import data_folder
 
 app = typer.Typer(no_args_is_help=True, help="Whole studies: many networks, one protocol.")
@@ -23,26 +25,22 @@ def _app() -> None:
 
 @app.command()
 def mnist(
-    out: Annotated[
-        Path | None, typer.Option(help="Folder; data/results/mnist_study if not given.")
-    ] = None,
+    out: Annotated[Path | None, option("Folder; data/results/mnist_study if not given.")] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(study.NAMES)}; may be repeated.")
+        list[str] | None,
+        option(f"One of {', '.join(certification.METHOD_NAMES)}; may be repeated."),
     ] = None,
     sigma: Annotated[
-        list[float] | None, typer.Option(help="May be repeated; 0.25, 0.5 and 1.0 if not given.")
+        list[float] | None, option("May be repeated; 0.25, 0.5 and 1.0 if not given.")
     ] = None,
-    n: Annotated[int, typer.Option(help="Estimation samples per image.")] = 10_000,
-    every: Annotated[int, typer.Option(help="Certify every k-th test image.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of training and noise.")] = 0,
+    n: Annotated[int, option("Estimation samples per image.")] = 10_000,
+    every: Annotated[int, option("Certify every k-th test image.")] = 20,
+    seed: Annotated[int, option("Of training and noise.")] = 0,
     published: Annotated[
-        bool, typer.Option("--published", help="Train by the papers' settings: days on a CPU.")
+        bool, option("Train by the papers' settings: days on a CPU.", "--published")
     ] = False,
-    fast: Annotated[
-        bool,
-        typer.Option("--fast/--float32", help="Certify in bfloat16, compiled: the network as run."),
-    ] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands only.")] = False,
+    fast: Annotated[bool, option("Certify in bfloat16, compiled.", "--fast/--float32")] = True,
+    dry_run: Annotated[bool, option("Print the commands only.", "--dry-run")] = False,
 ) -> None:
     """Train and certify smoothed LeNets on MNIST; a table and pictures go beside the logs.
 
@@ -51,11 +49,11 @@ def mnist(
     """
     folder = out or data_folder() / "results" / "mnist_study"
     how = ["--dtype", "bfloat16", "--compile", "--layout", "channels_last", "--batch-size", "256"]
-    plan = study.steps(
-        folder, methods=method or study.METHODS, sigmas=sigma or study.SIGMAS, n=n, every=every,
+    steps = plan.steps(
+        folder, methods=method or plan.METHODS, sigmas=sigma or plan.SIGMAS, n=n, every=every,
         seed=seed, prefix="" if published else "quick_", execution=how if fast else (),
     )  # fmt: skip
-    for step in plan:
+    for step in steps:
         typer.echo(f"$ {shlex.join(['trustml', *step.words])}")
         if dry_run or step.done:
             continue
@@ -63,11 +61,12 @@ def mnist(
         code = subprocess.run([sys.executable, "-m", "trustml_helpers", *step.words]).returncode
         if code != 0:
             raise typer.Exit(code)
-    if not dry_run:
-        table = study.summarise(folder)
-        table.to_csv(folder / "summary.csv", index=False, float_format="%.4f")
-        for name, figure in study.draw(folder).items():
-            figure.savefig(folder / f"{name}.png")
-        shown = table.loc[:, :"abstained"]
-        typer.echo(shown.to_string(index=False, float_format="{:.4f}".format))
-        typer.echo(f"wrote {folder / 'summary.csv'} and its pictures")
+    if dry_run:
+        return
+    table = certification.summarise(folder)
+    table.to_csv(folder / "summary.csv", index=False, float_format="%.4f")
+    for name, figure in certification.draw_study(folder).items():
+        figure.savefig(folder / f"{name}.png")
+    shown = table.loc[:, :"abstained"]
+    typer.echo(shown.to_string(index=False, float_format="{:.4f}".format))
+    typer.echo(f"wrote {folder / 'summary.csv'} and its pictures")

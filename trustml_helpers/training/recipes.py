@@ -1,8 +1,8 @@
-"""Named ways to train a network that is to be smoothed: the papers' settings, and quick ones.
+"""Named ways to train: the networks of the course, the papers' settings for smoothing, quick ones.
 
 The published settings are those under which Jeong & Shin (2020) compared these methods on MNIST,
 with LeNet. A ``quick_`` recipe is the same objective with fewer passes, fewer noisy copies and
-fewer attack steps, for a CPU.
+fewer attack steps, for a CPU. ``trustml train --help`` lists them all.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, StepLR
 
-from trustml_helpers import objectives
-from trustml_helpers.training import loop as training
+from trustml_helpers import attacks, objectives
 from trustml_helpers.objectives import ByEpoch, Objective
+from trustml_helpers.training import loop as training
 
-Make = Callable[[float, torch.Generator], Objective | ByEpoch]
+Make = Callable[[Any, torch.Generator], Objective | ByEpoch]
 
 
 slow = partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=1e-4)
@@ -32,37 +34,51 @@ def every_third(optimizer: torch.optim.Optimizer, total_steps: int) -> LRSchedul
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides how a network is trained, but sigma and the seed.
+    """All that decides how a network is trained, but the seed; ``replace`` changes a part of it.
 
     Args:
-        make: ``(sigma, generator) -> objective``.
+        make: ``(sigma, generator) -> objective``, or ``(eps, generator)`` where there is no noise.
         words: the objective and its settings, for a card.
         copies: forward and backward passes per image and epoch, at sigma 0.5.
         source: where the settings are from.
-        epochs, batch_size, optimizer, scheduler, precision: as for :func:`training.fit`.
+        sigma: standard deviation of the noise; None: there is none.
+        eps: radius of the l-inf ball of the attack; None: there is none, or it is not to choose.
+        epochs, batch_size, optimizer, scheduler, precision, best: as for :func:`training.fit`; with
+            eps, validation measures the errors under ``"fgsm"`` and ``"pgd"``, too.
         channels_last: memory layout of the weights.
         architecture: name of the network.
+
+    >>> replace(RECIPES["trades"], eps=0.1, epochs=2).title
+    'TRADES, beta 6, 10 steps, linf, eps 0.1'
     """
 
     make: Make
     words: str
     copies: int = 1
     source: str = ""
+    sigma: float | None = 0.5
+    eps: float | None = None
     epochs: int = 90
     batch_size: int = 256
     optimizer: training.MakeOptimizer = slow
     scheduler: training.MakeScheduler | None = every_third
     precision: str = "float32"
+    best: str | None = None
     channels_last: bool = False
     architecture: str = "LeNet"
 
+    @property
+    def title(self) -> str:
+        """The words, with sigma or eps."""
+        sizes = {"sigma": self.sigma, "eps": self.eps}
+        return ", ".join([self.words, *(f"{k} {v:g}" for k, v in sizes.items() if v is not None)])
 
-def _gaussian(sigma: float, generator: torch.Generator) -> Objective:
-    return objectives.gaussian(sigma, generator=generator)
+    def objective(self, generator: torch.Generator) -> Objective | ByEpoch:
+        """What to minimise; all that it draws comes from the generator."""
+        return self.make(self.eps if self.sigma is None else self.sigma, generator)
 
 
-def _stability(sigma: float, generator: torch.Generator) -> Objective:
-    return objectives.stability(sigma, 2.0, generator=generator)
+# --- networks that are to be smoothed -------------------------------------------------------------
 
 
 def _consistency(sigma: float, generator: torch.Generator) -> Objective:
@@ -114,9 +130,13 @@ def _grown(epoch: float, ramp: int) -> float:
 
 _JEONG = "Jeong & Shin (2020), MNIST"
 PUBLISHED = {
-    "gaussian": Recipe(_gaussian, "Gaussian noise", 1, f"Cohen et al. (2019), as in {_JEONG}"),
+    "gaussian": Recipe(
+        lambda sigma, generator: objectives.gaussian(sigma, generator=generator), "Gaussian noise",
+        1, f"Cohen et al. (2019), as in {_JEONG}",
+    ),
     "stability": Recipe(
-        _stability, "stability training, lambda 2", 2, f"Li et al. (2019), as in {_JEONG}"
+        lambda sigma, generator: objectives.stability(sigma, 2.0, generator=generator),
+        "stability training, lambda 2", 2, f"Li et al. (2019), as in {_JEONG}",
     ),
     "consistency": Recipe(
         _consistency, "consistency, m 2, lambda 10 (5 from sigma .5 on), eta .5", 2, _JEONG
@@ -138,10 +158,10 @@ PUBLISHED = {
         "sigma .25, .5, 1", 24, "Jeong et al. (2021), MNIST", batch_size=64,
     ),
 }  # fmt: skip
+_lean: dict[str, Any] = {"precision": "bfloat16", "channels_last": True}  # fast on most CPUs
 _quick = partial(
-    replace, epochs=16, precision="bfloat16", channels_last=True,
-    optimizer=fast, scheduler=training.triangular(0.1, top=0.3),
-)  # fmt: skip
+    replace, epochs=16, optimizer=fast, scheduler=training.triangular(0.1, top=0.3), **_lean
+)
 QUICK = {
     "quick_gaussian": _quick(PUBLISHED["gaussian"], epochs=8),
     "quick_stability": _quick(PUBLISHED["stability"]),
@@ -168,4 +188,74 @@ QUICK = {
         batch_size=128,
     ),
 }  # fmt: skip
-RECIPES = PUBLISHED | QUICK
+
+
+# --- the networks of the course -------------------------------------------------------------------
+
+
+def _standard(_: None, generator: torch.Generator) -> Objective:
+    return objectives.standard
+
+
+def _adversarial(
+    eps: float, generator: torch.Generator, *, attack: Callable[..., Tensor], ramp: float = 2.0
+) -> ByEpoch:
+    """eps grows along a line over the first ``ramp`` epochs."""
+
+    def at(epoch: float) -> Objective:
+        now = eps * min(1.0, epoch / ramp) if ramp else eps
+        return objectives.adversarial(partial(attack, eps=now, generator=generator))
+
+    return ByEpoch(at)
+
+
+def _trades(eps: float, generator: torch.Generator) -> ByEpoch:
+    """eps grows along a line over the first two epochs."""
+    return ByEpoch(lambda epoch: objectives.trades(eps * min(1.0, epoch / 2), generator=generator))
+
+
+def _adam(peak: float) -> dict[str, Any]:
+    """Adam whose learning rate rises to ``peak`` and falls again."""
+    adam = partial(torch.optim.Adam, lr=peak)
+    return {"optimizer": adam, "scheduler": training.triangular(peak)}
+
+
+_small = partial(Recipe, sigma=None, architecture="SmallCNN")
+_fgsm_rs = _small(
+    partial(_adversarial, attack=attacks.fgsm_rs),
+    "adversarial training against FGSM-RS (unclipped start), linf", 2, "Wong et al. (2020)",
+    eps=0.3, epochs=10, batch_size=100, best="error pgd", **_adam(0.005), **_lean,
+)  # fmt: skip
+COURSE = {
+    "standard": _small(_standard, "standard cross-entropy", epochs=8, batch_size=128,
+                       **_adam(0.002)),
+    "standard_constant": _small(
+        _standard, "standard cross-entropy", epochs=5, batch_size=128, optimizer=training.adam,
+        scheduler=None,
+    ),
+    "adversarial": _small(
+        partial(_adversarial, attack=partial(attacks.pgd, steps=10, keep="last")),
+        "adversarial training against PGD-10, linf", 11, "Madry et al. (2018)", eps=0.3, epochs=16,
+        batch_size=100, **_adam(0.002),
+    ),
+    "fgsm_rs": _fgsm_rs,
+    # For catastrophic overfitting: eps is whole from the first step on.
+    "fgsm_rs_sudden": replace(
+        _fgsm_rs, make=partial(_adversarial, attack=attacks.fgsm_rs, ramp=0.0),
+        words="adversarial training against FGSM-RS (unclipped start, no ramp), linf",
+    ),
+    "fgsm_rs_sudden_clipped": replace(
+        _fgsm_rs, words="adversarial training against FGSM-RS (clipped start, no ramp), linf",
+        make=partial(_adversarial, attack=partial(attacks.fgsm_rs, clip_start=True), ramp=0.0),
+    ),
+    "trades": Recipe(
+        _trades, "TRADES, beta 6, 10 steps, linf", 12, "Zhang et al. (2019)", sigma=None, eps=0.32,
+        epochs=20, batch_size=128, best="error pgd", architecture="WideCNN", **_adam(0.003),
+        **_lean,
+    ),
+    "course_gaussian": replace(
+        PUBLISHED["gaussian"], words="cross-entropy under Gaussian noise", epochs=30,
+        optimizer=fast, scheduler=training.triangular(0.1), channels_last=True,
+    ),
+}  # fmt: skip
+RECIPES = COURSE | PUBLISHED | QUICK

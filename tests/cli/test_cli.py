@@ -1,0 +1,744 @@
+"""The command line, run in this process: it trains, attacks, and explains what is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import typer
+
+from trustml_helpers import (
+    attacks,
+    certification,
+    cli,
+    data,
+    models,
+    robustness,
+    smoothing,
+    training,
+)
+from trustml_helpers.cli import train
+from trustml_helpers.robustness import log as attack_log
+from trustml_helpers.training import RECIPES, loop
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def trustml(monkeypatch, capsys):
+    """Call the command line; returns (exit code, stdout, stderr)."""
+
+    def call(line):
+        monkeypatch.setattr(sys, "argv", ["trustml", *shlex.split(line)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+SMALL = "--limit 300 --validation 50 --epochs 1"
+TINY = f"--recipe standard {SMALL}"
+
+
+def test_train_writes_a_checkpoint_that_loads(trustml, tmp_path):
+    code, out, err = trustml(f"train tiny {TINY} --out {tmp_path} --seed 4")
+    assert code == 0, err
+    assert "wrote" in out
+    card = models.card(tmp_path / "tiny.safetensors")
+    assert card["command"] == (
+        "trustml train tiny --recipe standard --epochs 1 --validation 50 --limit 300 --seed 4"
+    )
+    assert card["test_images"] == 300
+    model = models.load(tmp_path / "tiny.safetensors")
+    test = [part[:300] for part in data.load_mnist("test")]
+    assert card["test_accuracy"]["clean"] == pytest.approx(
+        robustness.accuracy(model, *test), abs=1e-4
+    )
+
+
+@pytest.mark.slow
+def test_the_command_in_the_card_rebuilds_the_weights(trustml, tmp_path):
+    trustml(f"train tiny {SMALL} --recipe adversarial --eps 0.1 --out {tmp_path / 'a'}")
+    first = json.loads((tmp_path / "a/tiny.json").read_text())
+    assert first["objective"] == "adversarial training against PGD-10, linf, eps 0.1"
+    command = first["command"].removeprefix("trustml ")
+    assert trustml(f"{command} --out {tmp_path / 'b'}")[0] == 0
+    assert json.loads((tmp_path / "b/tiny.json").read_text())["sha256"] == first["sha256"]
+
+
+def test_the_test_set_is_read_after_training_only(trustml, tmp_path, monkeypatch):
+    order = []
+    load, fit = data.load_mnist, train.training.fit
+    monkeypatch.setattr(data, "load_mnist", lambda split: order.append(split) or load(split))
+    monkeypatch.setattr(
+        train.training, "fit", lambda *a, **k: (fit(*a, **k), order.append("trained"))[0]
+    )
+    trustml(f"train tiny {TINY} --out {tmp_path}")
+    assert order == ["train", "trained", "test"]
+
+
+def test_a_checkpoint_is_not_overwritten_unasked(trustml, tmp_path):
+    (tmp_path / "tiny.safetensors").write_bytes(b"precious")
+    code, _, err = trustml(f"train tiny {TINY} --out {tmp_path}")
+    assert code == 2
+    assert "--overwrite" in err
+    assert (tmp_path / "tiny.safetensors").read_bytes() == b"precious"
+    assert trustml(f"train tiny {TINY} --out {tmp_path} --overwrite")[0] == 0
+
+
+def test_attack_counts_as_the_package_does(trustml, tmp_path):
+    table = tmp_path / "rows.csv"
+    code, out, err = trustml(
+        f"attack mnist_smallcnn_standard --attack fgsm --eps 0.1 --limit 50 --output {table}"
+    )
+    assert code == 0, err
+    x, y = (part[:50] for part in data.load_mnist("test"))
+    model = models.load("mnist_smallcnn_standard")
+    expected = robustness.robust_correct(model, x, y, lambda m, a, b: attacks.fgsm(m, a, b, 0.1))
+    rows = pd.read_csv(table)
+    assert rows["broken_by"].isna().tolist() == expected.tolist()
+    assert rows["label"].tolist() == y.tolist()
+    assert f"{100 * expected.double().mean():6.2f} %" in out
+
+
+def test_attack_of_every_name_goes_on_after_a_kill(trustml, tmp_path, monkeypatch):
+    """The worst case of the suite; a second call does no work; other settings are refused."""
+    table = tmp_path / "suite.csv"
+    line = (
+        "attack mnist_smallcnn_standard --attack suite --eps 0.1 --steps 5 --queries 20 "
+        f"--every 500 --batch-size 8 --output {table}"
+    )
+    code, out, err = trustml(line)
+    assert code == 0, err
+    rows = pd.read_csv(table, keep_default_na=False)
+    assert rows["idx"].tolist() == list(range(0, 10_000, 500))
+    stands = (rows["broken_by"] == "").mean()
+    assert f"Square linf 0.1  {100 * stands:6.2f} %" in out
+    whole = table.read_text()
+    table.write_text(
+        "\n".join(whole.splitlines()[:9]) + "\n"
+    )  # as a kill after one batch leaves it
+    assert trustml(line)[0] == 0
+    assert table.read_text() == whole
+    monkeypatch.setattr(attack_log, "broken_by", lambda *_, **__: pytest.fail("worked again"))
+    assert trustml(line)[0] == 0
+    code, _, err = trustml(line.replace("--eps 0.1", "--eps 0.2"))
+    assert code == 2
+    assert "eps=0.1, not 0.2" in err
+
+
+@pytest.mark.parametrize(
+    "options", ["--attack square --queries 5", "--attack auto_pgd --loss dlr --steps 3",
+                "--attack pgd --norm l1 --eps 5 --steps 3"],
+)  # fmt: skip
+def test_other_attacks(trustml, options):
+    code, out, err = trustml(f"attack mnist_smallcnn_standard --eps 0.1 --limit 10 {options}")
+    assert code == 0, err
+    assert out.count("of 10 images") == 2
+
+
+@pytest.mark.slow
+def test_train_keeps_the_best_epoch(trustml, tmp_path):
+    line = (
+        "train {} --recipe fgsm_rs --eps 0.05 --epochs 3 --limit 400 --validation 100 --out {} "
+        "--history {}"
+    )
+    history = tmp_path / "h.csv"
+    code, _, err = trustml(line.format("whole", tmp_path, history))
+    assert code == 0, err
+    epochs = pd.read_csv(history)
+    assert {"error", "error fgsm", "error pgd", "overfitted", "kept"} <= set(epochs.columns)
+    card = models.card(tmp_path / "whole.json")
+    assert card["epoch_kept"] == int(epochs["kept"].argmax()) + 1
+    assert card["objective"] == (
+        "adversarial training against FGSM-RS (unclipped start), linf, eps 0.05"
+    )
+    assert "--eps 0.05" in card["command"]
+    assert "--history" not in card["command"]
+    assert not list(tmp_path.glob("*.training"))
+
+
+def test_a_killed_train_goes_on_by_the_same_command_and_refuses_another(
+    trustml, tmp_path, monkeypatch
+):
+    line = (
+        "train {} --recipe fgsm_rs --eps {} --epochs 2 --limit 300 "
+        "--validation 100 --no-test --out " + str(tmp_path)
+    )
+    with monkeypatch.context() as context:
+        context.setattr(models, "save", lambda *_, **__: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            trustml(line.format("net", 0.1))
+    assert (tmp_path / "net.training").exists()
+    code, _, err = trustml(line.format("net", 0.2))
+    assert code == 2
+    assert "net.training was made with about=" in err
+    assert "--eps 0.2" in err
+    with monkeypatch.context() as context:
+        context.setattr(loop, "_one_epoch", lambda *_: pytest.fail("trained again"))
+        code, _, err = trustml(line.format("net", 0.1))
+    assert code == 0, err
+    assert not (tmp_path / "net.training").exists()
+
+
+@pytest.mark.slow
+def test_diagnose_prints_the_checklist_and_its_verdict(trustml, monkeypatch):
+    line = "diagnose mnist_smallcnn_standard --eps 0.1 --limit 60 --steps 5 --queries 50"
+    code, out, err = trustml(line)
+    assert code == 0, err
+    assert out.splitlines()[-1] == "nothing flagged"
+    real = models.load
+    monkeypatch.setattr(models, "load", lambda name: lambda z: 1000 * real(name)(z))
+    code, out, _ = trustml(line)
+    assert code == 1
+    assert "FLAG  zero gradient" in out
+
+
+def test_attack_is_repeatable(trustml):
+    line = "attack mnist_smallcnn_standard --eps 0.1 --steps 3 --restarts 2 --limit 40 --seed 1"
+    state = torch.get_rng_state()
+    assert trustml(line)[1] == trustml(line)[1]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("attack nothing", "no checkpoint 'nothing'"),
+        ("attack mnist_smallcnn_standard --eps 8", "8 / 255"),
+        ("attack mnist_smallcnn_standard --limit 0", "limit=0"),
+        ("attack mnist_smallcnn_standard --attack fgsm_rs", "expected one of 'fgsm', 'pgd', 'auto"),
+        ("attack mnist_smallcnn_standard --norm l7", "norm='l7': expected one of 'linf'"),
+        ("attack mnist_smallcnn_standard --split dev", "split='dev'"),
+        ("train tiny --recipe standard --history /no/such/folder/h.csv", "create it first"),
+        ("attack mnist_smallcnn_standard --loss hinge", "loss='hinge'"),
+        ("attack mnist_smallcnn_standard --output /no/such/folder/x.csv", "create it first"),
+        ("train a/b --recipe standard", "plain name"),
+        ("train tiny --recipe standard --validation 0", "validation=0"),
+        ("train tiny --recipe standard --limit 10", "validation=5000"),
+        ("train tiny --recipe standard --epochs 0", "epochs=0"),
+        ("train tiny --recipe nonsense", "recipe='nonsense': expected one of 'standard'"),
+        ("train tiny --recipe standard --sigma 0.5", "recipe 'standard' has no sigma to choose"),
+        ("train tiny --recipe macer --eps 0.1", "recipe 'macer' has no eps to choose"),
+        ("train tiny --recipe macer --sigma nan", "sigma=nan: expected a finite number"),
+        ("train tiny --recipe trades --eps 8", "eps=8.0: expected a number from 0 to 1"),
+        ("train tiny", "recipe: a recipe decides how a network is trained, for example"),
+        ("train tiny --objective adversarial --attack fgsm_rs --lr 0.1", "--recipe fgsm_rs; "),
+        ("train tiny --lr 0.002 --rate triangular", "--rate triangular: a recipe decides"),
+        ("train tiny --recipe macer --lr 0.1", "--lr 0.1: a recipe decides"),
+        ("certify mnist_smallcnn_standard x.tsv", "pass --sigma"),
+        ("certify mnist_smallcnn_standard x.tsv --sigma 0", "sigma=0"),
+        ("certify mnist_smallcnn_standard x.tsv --sigma 1 --n 5", "n=5"),
+        ("certify mnist_smallcnn_standard x.tsv --sigma 1 --every 0", "every=0"),
+        ("certify nothing x.tsv", "no checkpoint 'nothing'"),
+        ("predict mnist_smallcnn_standard --sigma 1 --limit 0", "limit=0"),
+        ("predict mnist_smallcnn_standard --sigma 1 --n 0", "n=0"),
+        ("predict mnist_smallcnn_standard --sigma 1 --output /no/folder/x.csv", "create it first"),
+    ],
+)
+def test_errors_are_one_sentence(trustml, tmp_path, monkeypatch, line, message):
+    monkeypatch.chdir(tmp_path)
+    if line.startswith("train"):
+        line += f" --out {tmp_path}"
+    code, _, err = trustml(line)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def smoothed(trustml, tmp_path):
+    """The path of a network trained for a moment with noise of 0.5."""
+    trustml(f"train net {SMALL} --recipe quick_gaussian --out {tmp_path}")
+    return tmp_path / "net.safetensors"
+
+
+def test_a_noise_trained_card_states_sigma_and_accuracy_under_noise(smoothed):
+    card, model = models.card(smoothed), models.load(smoothed)
+    assert card["sigma"] == 0.5
+    x, y = (part[:300] for part in data.load_mnist("test"))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    expected = robustness.accuracy(model, x + 0.5 * noise, y)
+    assert card["test_accuracy"]["noise 0.5"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_noise_of_a_card_has_standard_deviation_sigma():
+    def noisy(x):  # class 1 if the spread is above 0.375: true for 0.5, false for its square
+        above = x.flatten(1).std(1) - 0.375
+        return torch.stack([-above, above], 1)
+
+    black = torch.zeros(5, 1, 28, 28), torch.ones(5, dtype=torch.long)
+    assert train._tested(noisy, black, 0, 0.5) == {"clean": 0, "noise 0.5": 1}
+    assert train._tested(noisy, black, 0, 0.25) == {"clean": 0, "noise 0.25": 0}
+
+
+@pytest.mark.parametrize(("recipe", "lr"), [("course_gaussian", 0.1), ("trades", 0.003)])
+def test_network_optimizer_and_layout_are_those_of_the_recipe(trustml, tmp_path, monkeypatch,
+                                                              recipe, lr):  # fmt: skip
+    seen = {}
+
+    def fit(model, *args, optimizer, attacks, **rest):
+        seen.update(rest, network=type(model).__name__, attacks=sorted(attacks or ()))
+        seen["layout"] = all(
+            weight.is_contiguous(memory_format=torch.channels_last)
+            for weight in model.parameters()
+            if weight.ndim == 4
+        )
+        seen["defaults"] = optimizer(model.parameters()).defaults
+        raise ValueError("enough")
+
+    monkeypatch.setattr(train.training, "fit", fit)
+    trustml(f"train tiny {SMALL} --recipe {recipe} --out {tmp_path}")
+    assert seen["layout"]
+    assert seen["defaults"]["lr"] == lr
+    noisy = recipe == "course_gaussian"
+    assert seen["network"] == ("LeNet" if noisy else "WideCNN")
+    assert (seen["attacks"], seen["best"]) == (
+        ([], None) if noisy else (["fgsm", "pgd"], "error pgd")
+    )
+
+
+def test_certify_writes_the_log_of_the_package_and_resumes(trustml, smoothed, tmp_path):
+    log = tmp_path / "logs" / "half.tsv"
+    line = f"certify {smoothed} {log} --n0 10 --n 50 --alpha 0.01 --every 2000 --seed 3"
+    code, out, err = trustml(f"{line} --limit 2")
+    assert code == 0, err
+    assert trustml(line)[0] == 0
+    found = certification.read_log(log)
+    assert found["idx"].tolist() == [0, 2000, 4000, 6000, 8000]
+    model = models.load(smoothed).to(memory_format=torch.channels_last)
+    expected = certification.certify_dataset(
+        smoothing.SmoothedClassifier(model, 0.5, 10), *data.load_mnist("test"),
+        tmp_path / "mine.tsv", n0=10, n=50, alpha=0.01, seed=3, indices=found["idx"],
+        progress=False,
+    )  # fmt: skip
+    assert found.drop(columns="time").equals(expected.drop(columns="time"))
+    assert "ACR" in out
+    code, _, err = trustml(f"{line} --n 51")
+    assert code == 2
+    assert "n=50, not 51" in err
+
+
+OWN = """
+import numpy as np, torch
+from torch import nn
+
+class Halves(nn.Module):
+    def forward(self, x):
+        z = x.flatten(1).mean(1) - 0.5
+        return torch.stack([-z, z, z - 9], 1)
+
+def build():
+    return Halves()
+
+ready = Halves()
+
+def picky():
+    return nn.Conv2d(3, 10, 3)
+
+def pictures():
+    x = torch.linspace(0, 1, 6)[:, None, None, None].expand(6, 1, 8, 8).contiguous()
+    return x, (torch.arange(6) > 2).long()
+
+def whole():
+    return torch.ones(6, 1, 8, 8, dtype=torch.int64), torch.zeros(6, dtype=torch.long)
+
+def wrong():
+    return torch.zeros(6, 1, 8, 8), torch.zeros(5, dtype=torch.long)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A researcher's folder: a module with networks and data, and an .npz file."""
+    (tmp_path / "own_nets.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("own_nets", None)
+    x = np.broadcast_to(np.linspace(0, 1, 6)[:, None, None, None], (6, 1, 8, 8))
+    labels = np.arange(6) > 2
+    np.savez("own.npz", images=x.astype(np.float32), labels=labels)
+    np.savez("bytes.npz", images=np.round(255 * x).astype(np.uint8), labels=labels)
+    np.savez("grey.npz", images=255 * x, labels=labels)
+    np.savez("half.npz", images=x)
+    np.savez("cut.npz", images=x, labels=labels + 0.7)
+    np.savez("complex.npz", images=x + 1j, labels=labels)
+    np.savez("text.npz", images=x, labels=labels.astype(str))
+    np.savez("empty.npz", images=x[:0], labels=labels[:0])
+    np.savez("floats.npz", images=x, labels=labels.astype(float))
+    np.save("bare.npy", x)
+    Path("bare.npy").rename("bare.npz")
+    np.savez_compressed("damaged.npz", images=x, labels=labels)
+    raw = bytearray(Path("damaged.npz").read_bytes())
+    start = 30 + len("images.npy") + raw[28]  # of the compressed stream, behind its header
+    raw[start] = 0xFF  # no kind of block
+    Path("damaged.npz").write_bytes(raw)
+    with zipfile.ZipFile("members.npz", "w") as archive:
+        archive.writestr("images", "no array")
+        archive.writestr("labels", "no array")
+    yield
+    sys.modules.pop("own_nets", None)
+
+
+@pytest.mark.parametrize("network", ["own_nets:build", "own_nets:Halves", "own_nets:ready"])
+@pytest.mark.parametrize("images", ["own_nets:pictures", "own.npz", "bytes.npz", "floats.npz"])
+def test_certify_ones_own_network_on_ones_own_images(trustml, own, network, images):
+    line = f"certify {network} log.tsv --data {images} --sigma 0.25 --n0 10 --n 100 --every 2"
+    code, _, err = trustml(line)
+    assert code == 0, err
+    found = certification.read_log("log.tsv")
+    assert found["idx"].tolist() == [0, 2, 4]
+    assert found["label"].tolist() == [0, 0, 1]
+    assert found["correct"].tolist() == [1, 1, 1]
+    assert found.columns[-1] == "count_2"
+    assert trustml(f"predict {network} --data {images} --sigma 0.25 --n 100")[0] == 0
+
+
+def test_images_of_torchvision_keep_their_numbers(trustml, own, monkeypatch, tmp_path):
+    class Ten(torch.utils.data.Dataset):
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, i):
+            return torch.full((1, 8, 8), i / 10), int(i > 4)
+
+    asked = []
+    monkeypatch.setattr(data, "torchvision_dataset", lambda *a, **k: asked.append((a, k)) or Ten())
+    code, _, err = trustml("certify own_nets:build log.tsv --data cifar10 --root files --every 4 "
+                           "--split train --sigma 0.25 --n0 10 --n 100")  # fmt: skip
+    assert code == 0, err
+    assert asked == [(("cifar10", "train"), {"root": Path("files")})]
+    found = certification.read_log("log.tsv")
+    assert found["idx"].tolist() == [0, 4, 8]
+    assert found["correct"].tolist() == [1, 1, 1]
+
+
+def test_precision_and_layout_reach_the_log(trustml, own):
+    line = "certify own_nets:build log.tsv --data own.npz --sigma 0.25 --n0 10 --n 100"
+    code, _, err = trustml(f"{line} --dtype bfloat16 --layout contiguous --batch-size 50 --limit 1")
+    assert code == 0, err
+    about = json.loads(Path("log.json").read_text())
+    assert [about[k] for k in ("dtype", "layout", "batch_size")] == ["bfloat16", "contiguous", 50]
+    assert trustml(line)[0] == 0  # goes on as recorded
+    code, _, err = trustml(f"{line} --dtype float32")
+    assert code == 2
+    assert "dtype='bfloat16', not 'float32'" in err
+
+
+def test_another_sigma_is_a_note(trustml, own, smoothed, tmp_path):
+    code, _, err = trustml(f"certify {smoothed} log.tsv --sigma 0.3 --limit 1 --n 50")
+    assert code == 0
+    assert "note: sigma=0.3: this checkpoint was trained with sigma 0.5" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("own_nets:nothing", "model='own_nets:nothing'"),
+        ("no_such_module:build", "expected module:attribute (nets:f"),
+        ("own_nets:pictures", "expected a network or a function that returns one, got tuple"),
+        ("own_nets:build --data own_nets:wrong", "expected one label per image"),
+        ("own_nets:build --data own_nets:build", "error"),
+        ("own_nets:build --data own_nets:whole", "images of own_nets:whole=(torch.int64 of shape"),
+        ("own_nets:build --data half.npz", "the arrays images, real"),
+        ("own_nets:build --data none.npz", "data='none.npz'"),
+        ("own_nets:build --data coco", "expected one of 'mnist'"),
+        ("own_nets:build --data cut.npz", "labels=[0.7 0.7 0.7 1.7 1.7 1.7]: expected whole"),
+        ("own_nets:build --data complex.npz", "(images of complex128)"),
+        ("own_nets:build --data text.npz", "expected whole numbers of at least 0"),
+        ("own_nets:build --data empty.npz", "data='empty.npz': expected images with values"),
+        ("own_nets:build --data bare.npz", "data='bare.npz': expected a file of numpy.savez"),
+        ("own_nets:build --data damaged.npz", "data='damaged.npz': expected a file of numpy.sav"),
+        ("own_nets:build --data members.npz", "data='members.npz': expected a file of numpy.sav"),
+        ("own_nets:build --data own.npz --device meta", "device='meta': torch cannot compute"),
+        ("own_nets:build --data own.npz --device vulkan", "cannot compute there"),
+        ("own_nets:build --data own.npz --device quantum", "device='quantum'"),
+        ("own_nets:build --data own.npz --every 0", "every=0"),
+        ("torch.nn:Flatten --data bytes.npz --sigma 0", "sigma=0"),
+        ("torch.nn:Identity --data own.npz", "model: expected logits of shape (1, K"),
+        ("own_nets:build --data grey.npz", "values in [0, 1], got 6 from 0 to 255; divide by"),
+        ("own_nets:picky --data own.npz", "model='own_nets:picky': x: the model cannot take im"),
+        ("own_nets.py:build", "nets:f for f in nets.py"),
+        ("own_nets:build --data own.npz --layout sideways", "layout='sideways': expected"),
+        ("own_nets:build --data own.npz --dtype int8", "dtype='int8': expected one of 'float64'"),
+    ],
+)
+def test_what_is_no_network_or_no_images(trustml, own, words, message):
+    network, _, rest = words.partition(" ")
+    sigma = "" if "--sigma" in words else "--sigma 0.25"
+    code, _, err = trustml(f"certify {network} log.tsv {rest} --n0 10 --n 100 {sigma}")
+    assert code == 2
+    assert message in err
+    assert not Path("log.tsv").exists()
+
+
+def test_ctrl_c_ends_with_a_word(trustml, own, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(certification, "certify_dataset", interrupted)
+    code, _, err = trustml("certify own_nets:build log.tsv --data own.npz --sigma 0.25")
+    assert code == 130
+    assert "what was finished is kept" in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there(trustml, own):
+    code, _, err = trustml("certify own_nets:build log.tsv --data own.npz --sigma 1 --device cuda")
+    assert code == 2
+    assert "use --device cpu" in err
+
+
+def test_predict_counts_right_wrong_and_abstained(trustml, tmp_path):
+    table = tmp_path / "rows.csv"
+    code, out, err = trustml(
+        "predict mnist_smallcnn_standard --sigma 1 --n 40 --every 100 --limit 50 --seed 1 "
+        f"--output {table}"
+    )
+    assert code == 0, err
+    rows = pd.read_csv(table)
+    assert rows["index"].tolist() == list(range(0, 5000, 100))
+    x, y = data.load_mnist("test")
+    model = models.load("mnist_smallcnn_standard").to(memory_format=torch.channels_last)
+    g = smoothing.SmoothedClassifier(model, 1.0, 10)
+    generator = torch.Generator().manual_seed(1)
+    expected = [g.predict(x[rows["index"][k : k + 20].tolist()], 40, 0.001, generator=generator)
+                for k in (0, 20, 40)]  # fmt: skip
+    assert rows["predict"].tolist() == torch.cat(expected).tolist()
+    assert rows["label"].tolist() == y[rows["index"].tolist()].tolist()
+    right, abstained = rows["predict"] == rows["label"], rows["predict"] == smoothing.ABSTAIN
+    for name, flags in (("right", right), ("abstained", abstained), ("wrong", ~right & ~abstained)):
+        assert f"{name}  {100 * flags.mean():6.2f} %" in out
+
+
+def test_plot_draws_logs_of_both_formats(trustml, tmp_path):
+    head = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
+    rows = "0\t7\t7\t{}\t1\t0:00:17.5\n20\t4\t-1\t0.0\t0\t0:00:17.5\n"
+    for name, radius in (("a", 0.5), ("b", 2.6)):
+        (tmp_path / f"{name}.tsv").write_text(head + rows.format(radius))
+    picture = tmp_path / "curves.png"
+    code, out, err = trustml(f"plot {tmp_path}/a.tsv {tmp_path}/b.tsv --output {picture}")
+    assert code == 0, err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "1.3000" in out  # ACR of b: 2.6 / 2
+    (tmp_path / "c.tsv").write_text(head)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/a.tsv").write_text(head)
+    for line, message in (
+        (f"{tmp_path}/c.tsv --output {tmp_path}/d.png", "the log c has 0 rows"),
+        (f"{tmp_path}/a.tsv --output {tmp_path}/none/d.png", "create it first"),
+        (f"{tmp_path}/a.tsv --output {tmp_path}/d.png --points 1", "points=1"),
+        (f"{tmp_path}/a.tsv --output {tmp_path}", "is a folder; name a file in it"),
+        (f"{tmp_path}/a.tsv --output {tmp_path}/d", "expected a picture, such as d.png"),
+        (f"{tmp_path}/a.tsv --output {tmp_path}/d.txt", "expected a picture, such as d.png"),
+        (f"{tmp_path}/nothing.tsv --output {tmp_path}/d.png", "is missing"),
+        (f"{tmp_path}/a.tsv {tmp_path}/sub/a.tsv --output {tmp_path}/d.png", "same name"),
+    ):
+        code, _, err = trustml(f"plot {line}")
+        assert code == 2
+        assert message in err
+    assert not (tmp_path / "d.png").exists()
+
+
+def test_the_table_of_a_huge_radius_has_few_columns(trustml, tmp_path):
+    (tmp_path / "a.tsv").write_text(
+        "idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t7\t7\t5e11\t1\t1\n1\t7\t7\t2\t1\t1\n"
+    )
+    code, out, err = trustml(f"plot {tmp_path}/a.tsv --output {tmp_path}/a.png")
+    assert code == 0, err
+    assert 10 < out.count("r=") <= 41
+    assert (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("line", [
+    "predict mnist_smallcnn_standard --sigma 1 --n 50 --limit 2 --output {0}",
+    f"train tiny {TINY} --no-test --out {{0}} --history {{0}}",
+])  # fmt: skip
+def test_a_folder_is_no_output(trustml, tmp_path, line):
+    code, _, err = trustml(line.format(tmp_path))
+    assert code == 2
+    assert "is a folder; name a file in it" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ("null", "(expected names and values"), ("{", "(Expecting property name"),
+    ('{"architecture": "LeNet", "sigma": 0.5}', "('n')"),
+    ('{"sigma": [1], "n": 100, "alpha": 0.01}', "(float() argument must be"),
+])  # fmt: skip
+def test_audit_refuses_the_json_of_something_else(trustml, tmp_path, settings, message):
+    rows = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t7\t7\t0.5\t1\t1\n"
+    for name in ("mine.tsv", "run_0.25"):
+        (tmp_path / name).write_text(rows)
+    (tmp_path / "mine.json").write_text(settings)
+    (tmp_path / "run_0.json").write_text('{"sigma": 0.5, "n": 100, "alpha": 0.01}')
+    code, _, err = trustml(f"audit {tmp_path}/mine.tsv")
+    assert code == 2
+    assert f"mine.json does not say sigma, n and alpha of {tmp_path}/mine.tsv {message}" in err
+    code, _, err = trustml(f"audit {tmp_path}/run_0.25")
+    assert code == 2
+    assert "pass --sigma" in err
+
+
+def test_certify_leaves_the_card_of_a_checkpoint_alone(trustml, smoothed, tmp_path):
+    card = (tmp_path / "net.json").read_bytes()
+    code, _, err = trustml(f"certify {smoothed} {tmp_path}/net.tsv --n0 5 --n 50 --limit 1")
+    assert code == 2
+    assert "use another path than" in err
+    assert (tmp_path / "net.json").read_bytes() == card
+    assert not (tmp_path / "net.tsv").exists()
+
+
+@pytest.mark.slow
+def test_audit_reads_the_settings_beside_the_log(trustml, smoothed, tmp_path):
+    log = tmp_path / "log.tsv"
+    trustml(f"certify {smoothed} {log} --n0 10 --n 1000 --every 2000")
+    code, out, err = trustml(f"audit {log}")
+    assert code == 0, err
+    assert "impossible under alpha 0.001, n 1,000: none" in out
+    log.write_text(log.read_text() + log.read_text().splitlines()[-1] + "\n")  # a row twice
+    code, out, _ = trustml(f"audit {log}")
+    assert code == 1
+    assert "repeated: 1 (idx 8000)" in out
+    log.with_suffix(".json").unlink()
+    code, _, err = trustml(f"audit {log}")
+    assert code == 2
+    assert "pass --sigma" in err
+    assert trustml(f"audit {log} --sigma 0.5")[0] == 1
+
+
+def test_help_of_every_command(trustml):
+    for line, word in (
+        ("--help", "certify"),
+        ("train --help", "--recipe"),
+        ("attack --help", "--restarts"),
+        ("certify --help", "--every"),
+        ("predict --help", "--alpha"),
+        ("plot --help", "--output"),
+    ):
+        code, out, _ = trustml(line)
+        assert code == 0
+        assert word in out
+
+
+@pytest.mark.slow
+def test_module_is_the_command():
+    run = subprocess.run(
+        [sys.executable, "-m", "trustml_helpers", "attack", "nothing"],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert "no checkpoint" in run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["quick_macer", "smoothadv_consistency"])
+def test_a_recipe_trains_by_its_own_settings(trustml, tmp_path, monkeypatch, recipe):
+    seen, fit = {}, training.fit
+    monkeypatch.setattr(
+        train.training, "fit", lambda *a, **named: (seen.update(named), fit(*a, **named))[1]
+    )
+    small = "--limit 150 --validation 22 --epochs 1"
+    code, _, err = trustml(f"train net --recipe {recipe} --sigma 0.25 {small} --out {tmp_path}")
+    assert code == 0, err
+    plan = RECIPES[recipe]
+    assert seen["epochs"] == 1  # as the call says, not the recipe
+    for name in ("batch_size", "optimizer", "scheduler", "precision"):
+        assert seen[name] is getattr(plan, name)
+    card = models.card(tmp_path / "net.safetensors")
+    assert card["architecture"] == "LeNet"
+    assert card["sigma"] == 0.25
+    assert card["objective"] == f"{plan.words}, sigma 0.25"
+    assert f"--recipe {recipe}" in card["command"]
+    assert "noise 0.25" in card["test_accuracy"]
+
+
+def test_a_card_states_sigma_also_without_a_test(trustml, tmp_path):
+    """`certify` reads it there, to choose between methods before the test set is touched."""
+    small = "--limit 60 --validation 20 --epochs 1 --no-test"
+    trustml(f"train net --recipe quick_stability --sigma 0.25 {small} --out {tmp_path}")
+    card = models.card(tmp_path / "net.safetensors")
+    assert card["sigma"] == 0.25
+    assert "test_accuracy" not in card
+
+
+def test_a_recipe_brings_its_epochs(trustml, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(train.training, "fit", lambda *a, **named: seen.update(named))
+    with pytest.raises(AttributeError):  # there is no history
+        trustml(f"train net --recipe consistency --limit 150 --validation 22 --out {tmp_path}")
+    assert seen["epochs"] == 90
+
+
+def test_help_lists_every_recipe_with_its_words(trustml):
+    _, out, _ = trustml("train --help")
+    listed = " ".join(out.split())
+    for name, recipe in RECIPES.items():
+        assert f" {name}: {recipe.title}; {recipe.architecture}, {recipe.epochs} epochs" in listed
+
+
+def quoted():
+    """Every command of a card or a page, with where it stands."""
+    for path in sorted([*ROOT.glob("data/checkpoints/*.json"), *ROOT.glob("data/**/cards/*.json")]):
+        yield path.name, json.loads(path.read_text())["command"]
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("data/**/*.md"), *ROOT.glob("docs/**/*.md")]
+    for path in sorted([*pages, *ROOT.glob("notebooks/**/*.ipynb")]):
+        text = path.read_text().replace("\\\n", " ")
+        for line in re.findall(r"(?m)(?:^ {4,}|[`'$;] *)(trustml \w[^`'\n]*)", text):
+            yield path.name, line.strip()
+
+
+def test_every_quoted_command_is_one():
+    """Each word is known to the command that it goes to; nothing is run."""
+    found = [(where, line) for where, line in quoted() if len(line.split()) > 2]
+    assert len(found) > 40
+    assert {"02_danskin_min_max_training.ipynb", "CONTRIBUTING.md"} <= {where for where, _ in found}
+    for where, line in found:
+        command, words = typer.main.get_command(cli.app), shlex.split(line, comments=True)[1:]
+        while hasattr(command, "commands"):
+            command, words = command.commands[words[0]], words[1:]
+        if "--help" in words:
+            continue
+        context = command.make_context("it", ["standard" if w == "RECIPE" else w for w in words])
+        assert context.args == [], f"{where}: {line}"
+        if command.name == "train":
+            assert context.params["recipe"] in RECIPES, f"{where}: {line}"
+
+
+def test_notes_of_an_error_are_printed(trustml, monkeypatch):
+    def full(*_):
+        error = OSError("no space left")
+        error.add_note("make room, then start again")
+        raise error
+
+    monkeypatch.setattr(models, "load", full)
+    code, _, err = trustml("diagnose mnist_smallcnn_standard")
+    assert (code, err.splitlines()) == (2, ["error: no space left", "make room, then start again"])
+
+
+@pytest.mark.slow
+def test_validation_images_are_those_that_train_holds_out(trustml, tmp_path):
+    held = data.train_validation_split(*data.load_mnist("train"), 5000, seed=0)[1]
+    found = data.load_mnist("validation")
+    assert all(torch.equal(a, b) for a, b in zip(found, held, strict=True))
+    words = "certify mnist_lenet_gaussian_0.5 {} --split validation --limit 3 --n 50"
+    code, _, err = trustml(words.format(tmp_path / "log.tsv"))
+    assert code == 0, err
+    log = certification.read_log(tmp_path / "log.tsv")
+    assert log["label"].tolist() == held[1][:3].tolist()

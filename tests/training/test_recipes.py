@@ -1,0 +1,171 @@
+"""Recipes: the settings that the papers state, and the schedule of what changes in training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from trustml_helpers import attacks, objectives
+from trustml_helpers.objectives import ByEpoch
+from trustml_helpers.training import recipes
+
+GENERATOR = torch.Generator()
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """What a recipe asks of the objectives: ``(name, positional, named)`` at some epoch."""
+
+    def ask(name, sigma, epoch=0.0):
+        calls = []
+        for kind in ("gaussian", "stability", "consistency", "smoothadv", "macer", "smoothmix"):
+
+            def record(*given, _kind=kind, **named):
+                named.pop("generator")
+                calls.append((_kind, given, named))
+                return calls[-1]
+
+            monkeypatch.setattr(objectives, kind, record)
+        found = recipes.RECIPES[name].make(sigma, GENERATOR)
+        return found.at(epoch) if isinstance(found, ByEpoch) else found
+
+    return ask
+
+
+# Jeong & Shin (2020), section 4 and appendix: what the rows of their MNIST table were made with.
+@pytest.mark.parametrize(("name", "sigma", "expected"), [
+    ("gaussian", 0.5, ("gaussian", (0.5,), {})),
+    ("stability", 0.25, ("stability", (0.25, 2.0), {})),
+    ("consistency", 0.25, ("consistency", (0.25, 10.0, 0.5), {})),
+    ("consistency", 0.5, ("consistency", (0.5, 5.0, 0.5), {})),
+    ("consistency", 1.0, ("consistency", (1.0, 5.0, 0.5), {})),
+])  # fmt: skip
+def test_published_weights(made, name, sigma, expected):
+    assert made(name, sigma) == expected
+
+
+@pytest.mark.parametrize(("name", "lam", "eta"), [
+    ("smoothadv", 0.0, 0.0), ("smoothadv_consistency", 5.0, 0.5),
+])  # fmt: skip
+def test_smoothadv_grows_to_its_radius_over_ten_epochs(made, name, lam, eta):
+    for epoch, tenths in ((0.0, 1), (0.99, 1), (1.0, 2), (8.5, 9), (9.0, 10), (50.0, 10)):
+        kind, given, named = made(name, 0.5, epoch)
+        assert kind == "smoothadv"
+        assert given == pytest.approx((0.5, 255 / 256 * tenths / 10, lam, eta))
+        assert named == {"samples": 4, "steps": 10}
+
+
+@pytest.mark.parametrize(("sigma", "lam"), [(0.25, 16.0), (0.5, 16.0), (1.0, 6.0)])
+def test_macer_counts_the_radius_from_epoch_thirty_on(made, sigma, lam):
+    for epoch, weight in ((0.0, 0.0), (29.9, 0.0), (30.0, lam), (89.0, lam)):
+        assert made("macer", sigma, epoch) == ("macer", (sigma, weight), {"samples": 16})
+
+
+@pytest.mark.parametrize(("sigma", "steps"), [(0.25, 2), (0.5, 4), (1.0, 8)])
+def test_smoothmix_warms_up_over_ten_epochs(made, sigma, steps):
+    for epoch, warm in ((0.0, 0.1), (4.9, 0.5), (9.0, 1.0), (70.0, 1.0)):
+        kind, given, named = made("smoothmix", sigma, epoch)
+        assert (kind, given) == ("smoothmix", (sigma, 5.0))
+        assert named == {"samples": 4, "steps": steps, "warm": pytest.approx(warm)}
+
+
+def test_published_optimisation():
+    """SGD at 0.01, momentum 0.9, weight decay 1e-4; batches of 256; times 0.1 every 30 of 90."""
+    for name, recipe in recipes.PUBLISHED.items():
+        assert recipe.epochs == 90
+        # These go through 64 images, 4 copies each, per step.
+        attacking = name.startswith(("smoothadv", "smoothmix"))
+        assert recipe.batch_size == (64 if attacking else 256)
+        descent = recipe.optimizer([nn.Parameter(torch.zeros(1))])
+        assert {key: descent.defaults[key] for key in ("lr", "momentum", "weight_decay")} == {
+            "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4
+        }  # fmt: skip
+        assert not descent.defaults["nesterov"]
+        schedule, rates = recipe.scheduler(descent, 900), []
+        for _ in range(900):
+            rates.append(descent.param_groups[0]["lr"])
+            descent.step()
+            schedule.step()
+        assert rates == pytest.approx([0.01] * 300 + [0.001] * 300 + [0.0001] * 300)
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_stated_copies_are_the_passes_of_a_step(name):
+    """Counted: images that the network sees per image of the minibatch, late in training."""
+    recipe = recipes.RECIPES[name]
+    network, seen = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), []
+    network.register_forward_hook(lambda m, inputs, _: seen.append(len(inputs[0])))
+    goal = recipe.objective(torch.Generator())
+    goal = goal.at(recipe.epochs - 0.5) if isinstance(goal, ByEpoch) else goal
+    goal(network, torch.rand(3, 1, 28, 28), torch.arange(3)).backward()
+    assert sum(seen) == 3 * recipe.copies
+
+
+@pytest.mark.parametrize(("name", "attack", "fixed", "ramp"), [
+    ("adversarial", attacks.pgd, {"steps": 10, "keep": "last"}, 2),
+    ("fgsm_rs", attacks.fgsm_rs, {}, 2),
+    ("fgsm_rs_sudden", attacks.fgsm_rs, {}, 0),
+    ("fgsm_rs_sudden_clipped", attacks.fgsm_rs, {"clip_start": True}, 0),
+])  # fmt: skip
+def test_attacks_of_the_course_grow_to_their_eps(monkeypatch, name, attack, fixed, ramp):
+    monkeypatch.setattr(objectives, "adversarial", lambda attack: attack)
+    goal = recipes.RECIPES[name].objective(GENERATOR)
+    for epoch, share in ((0.0, 0.0), (0.5, 0.25), (2.0, 1.0), (9.9, 1.0)):
+        asked = goal.at(epoch)
+        eps = 0.3 * (share if ramp else 1.0)
+        assert asked.func is attack
+        assert asked.keywords == fixed | {"eps": pytest.approx(eps), "generator": GENERATOR}
+
+
+def test_trades_grows_to_its_eps(monkeypatch):
+    monkeypatch.setattr(objectives, "trades", lambda eps, *given, **named: (eps, given, named))
+    goal = recipes.RECIPES["trades"].objective(GENERATOR)
+    for epoch, eps in ((0.0, 0.0), (0.5, 0.08), (2.0, 0.32), (19.0, 0.32)):
+        assert goal.at(epoch) == (pytest.approx(eps), (), {"generator": GENERATOR})
+
+
+# As the networks of the course were made; their cards name these recipes.
+@pytest.mark.parametrize(("name", "network", "epochs", "batch", "optimizer", "peak", "lean"), [
+    ("standard", "SmallCNN", 8, 128, torch.optim.Adam, 0.002, False),
+    ("standard_constant", "SmallCNN", 5, 128, torch.optim.Adam, None, False),
+    ("adversarial", "SmallCNN", 16, 100, torch.optim.Adam, 0.002, False),
+    ("fgsm_rs", "SmallCNN", 10, 100, torch.optim.Adam, 0.005, True),
+    ("trades", "WideCNN", 20, 128, torch.optim.Adam, 0.003, True),
+    ("course_gaussian", "LeNet", 30, 256, torch.optim.SGD, 0.1, False),
+])  # fmt: skip
+def test_settings_of_the_course(name, network, epochs, batch, optimizer, peak, lean):
+    recipe = recipes.RECIPES[name]
+    assert (recipe.architecture, recipe.epochs, recipe.batch_size) == (network, epochs, batch)
+    assert recipe.precision == ("bfloat16" if lean else "float32")
+    assert recipe.channels_last == (lean or name == "course_gaussian")
+    assert recipe.best == ("error pgd" if lean else None)
+    descent = recipe.optimizer([nn.Parameter(torch.zeros(1))])
+    assert type(descent) is optimizer
+    if optimizer is torch.optim.SGD:
+        assert (descent.defaults["momentum"], descent.defaults["nesterov"]) == (0.9, True)
+        assert descent.defaults["weight_decay"] == 1e-4
+    schedule = recipe.scheduler(descent, 100) if recipe.scheduler else None
+    rates = []
+    for _ in range(100):
+        rates.append(descent.param_groups[0]["lr"])
+        descent.step()
+        if schedule:
+            schedule.step()
+    if peak is None:
+        assert rates == [0.001] * 100
+    else:
+        assert max(rates) == pytest.approx(peak, rel=0.02)
+        assert rates.index(max(rates)) == pytest.approx(39, abs=1)
+
+
+def test_a_title_names_what_can_be_chosen():
+    assert recipes.RECIPES["trades"].title == "TRADES, beta 6, 10 steps, linf, eps 0.32"
+    assert recipes.RECIPES["course_gaussian"].title == (
+        "cross-entropy under Gaussian noise, sigma 0.5"
+    )
+    assert recipes.RECIPES["standard"].title == "standard cross-entropy"
+
+
+def test_quick_recipes_are_the_same_methods():
+    assert {f"quick_{name}" for name in recipes.PUBLISHED} == set(recipes.QUICK)

@@ -1,0 +1,119 @@
+"""The commands of attacks: attack a network, and ask whether the result can be believed."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from trustml_helpers import attacks, data, models, robustness
+from trustml_helpers._support.arguments import one_of
+from trustml_helpers.cli import inputs
+from trustml_helpers.cli.inputs import Seed, option
+
+NAMES = ("fgsm", "pgd", "auto_pgd", "square", "suite")
+Norm = Annotated[str, option("Norm of the ball.", metavar="linf|l2|l1")]
+Eps = Annotated[float, option("Radius of the ball, in pixel units of [0, 1].")]
+Steps = Annotated[int, option("Steps of PGD.")]
+
+
+def attack(
+    model: inputs.Checkpoint,
+    attack: Annotated[str, option("Which one.", metavar="|".join(NAMES))] = "pgd",
+    norm: Norm = "linf",
+    eps: Eps = 0.3,
+    steps: Steps = 40,
+    step_size: Annotated[float | None, option(
+        "Length of a step of pgd: 2.5 eps / steps if not given, in l2 10 eps / steps, in l1 eps / 4"
+    )] = None,
+    restarts: Annotated[int, option("Random starts, counted per image.")] = 1,
+    queries: Annotated[int, option("Evaluations per image of square.")] = 5000,
+    loss: Annotated[
+        str, option("Of fgsm, pgd, auto_pgd.", metavar="cross_entropy|margin|dlr")
+    ] = "cross_entropy",
+    split: inputs.Split = "test",
+    every: Annotated[int, option("Attack every so many images.")] = 1,
+    limit: Annotated[int | None, option("Attack only the first of them.")] = None,
+    batch_size: Annotated[int, option("Images at a time.")] = 256,
+    seed: Seed = 0,
+    output: Annotated[
+        Path | None, option("CSV: per image what it falls to. A run that was killed goes on.")
+    ] = None,
+) -> None:  # fmt: skip
+    """Attack a network on MNIST and print its accuracy before and after.
+
+    The accuracy under an attack is an upper bound on the true robust accuracy. "suite" runs
+    Auto-PGD on two losses and Square, each on what the others left: report its worst case.
+    """
+    inputs.check_output(output)
+    network = models.load(model)
+    x, y = data.load_mnist(split)
+    chosen = inputs.indices(len(x), every, limit)
+    x, y = x[chosen], y[chosen]
+    about: dict[str, Any] = {
+        "attack": one_of(*NAMES)("attack", attack), "norm": norm, "eps": eps, "steps": steps,
+        "step_size": step_size, "restarts": restarts, "queries": queries, "loss": loss,
+    }  # fmt: skip
+
+    def make(generator: torch.Generator) -> dict[str, attacks.Attack]:
+        return _attacks(generator, **about)
+
+    for one in make(torch.Generator()).values():
+        one(network, x[:0], y[:0])  # a wrong argument ends here, before any work
+    with TemporaryDirectory() as folder:
+        log = robustness.attack_dataset(
+            network, x, y, make, output or Path(folder) / "log.csv",
+            about={"model": model, "split": split, **about}, numbers=chosen,
+            batch_size=batch_size, seed=seed,
+        )  # fmt: skip
+    shares = robustness.summary(log, list(make(torch.Generator())))
+    for name, share in shares.items():
+        inputs.print_share(name if name == "clean" else f"{name} {norm} {eps:g}", share, len(x))
+    if output is not None:
+        typer.echo(f"wrote {output}")
+
+
+def diagnose(
+    model: inputs.Checkpoint,
+    norm: Norm = "linf",
+    eps: Eps = 0.3,
+    steps: Steps = 40,
+    queries: Annotated[int, option("Evaluations per image without gradient.")] = 500,
+    limit: Annotated[int, option("Use the first test images.")] = 300,
+    seed: Seed = 0,
+) -> None:
+    """Ask whether an accuracy under attack can be believed: the checklist of the literature.
+
+    Ends with exit code 1 if anything is flagged.
+    """
+    x, y = inputs.first(data.load_mnist("test"), limit)
+    report = robustness.diagnose(
+        models.load(model), x, y, eps, norm=norm, steps=steps, queries=queries,
+        generator=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+    typer.echo(str(report))
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def _attacks(
+    generator: torch.Generator, *, attack: str, norm: str, eps: float, steps: int,
+    step_size: float | None, restarts: int, queries: int, loss: str,
+) -> dict[str, attacks.Attack]:  # fmt: skip
+    """The attacks of one name, in the order to run them."""
+    common: dict[str, Any] = {"eps": eps, "norm": norm}
+    if attack == "fgsm":
+        return {"FGSM": partial(attacks.fgsm, loss=loss, **common)}
+    common["generator"] = generator
+    if attack == "suite":
+        return attacks.suite(steps=steps, queries=queries, **common)
+    if attack == "square":
+        return {"Square": partial(attacks.square, queries=queries, **common)}
+    common |= {"steps": steps, "restarts": restarts, "loss": loss, "keep": "first"}
+    if attack == "auto_pgd":
+        return {f"APGD-{steps}": partial(attacks.auto_pgd, **common)}
+    return {f"PGD-{steps}": partial(attacks.pgd, step_size=step_size, **common)}
