@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,8 +20,8 @@ from scipy import special, stats
 from trustml_helpers import bounds
 from trustml_helpers._support.arguments import (
     ALPHA,
-    Rule,
     declared,
+    increasing,
     number,
     numbers,
     shown,
@@ -94,32 +94,11 @@ def _plan(p_null: tuple[float, ...], alpha: float, sizes: tuple[int, ...], beta:
     return Plan(n, p, success, np.maximum(futility, -1), error)
 
 
-def _increasing(least: int, what: str) -> Rule:
-    """Whole numbers ``(m,)`` of which each is larger than the last."""
-    rule = wholes(least)
-
-    def read(values: Any) -> Ints:
-        found = np.asarray(rule.read(values))
-        if found.ndim != 1 or len(found) == 0 or np.any(np.diff(found) <= 0):
-            raise ValueError
-        return found
-
-    return Rule(f"increasing whole numbers (m,), {what}", read, ([], [2, 1], [1, 1], 5, [0.5, 1]))
-
-
-def _null_values(values: ArrayLike) -> Floats:
-    found = np.atleast_1d(_inside.read(values))
-    if found.ndim != 1 or len(found) == 0 or np.any(np.diff(found) <= 0):
-        raise ValueError
-    return found
-
-
-_inside, _sizes = numbers("(0, 1)"), _increasing(1, "numbers of votes")
+_sizes = increasing(wholes(1), "whole numbers of votes")
 
 
 @declared(
-    p_null=Rule("one or more increasing numbers strictly between 0 and 1", _null_values,
-                ([], [0.5, 0.5], 0.0, 1.0, [0.2, 0.1], math.nan)),
+    p_null=increasing(numbers("(0, 1)"), "numbers strictly between 0 and 1"),
     alpha=number(f"[{SMALLEST_ALPHA:g}, 1)", "an error probability; below it rounding would count"),
     sizes=_sizes, beta=number("[0, 1)", "a probability"),
 )  # fmt: skip
@@ -147,7 +126,7 @@ def plan(
     >>> found.success.tolist(), bool(found.error[0] <= 0.01)
     ([[10, 16]], True)
     """
-    p, n = np.atleast_1d(p_null), np.asarray(sizes)
+    p, n = np.asarray(p_null), np.asarray(sizes)
     return _plan(tuple(p.tolist()), float(alpha), tuple(n.tolist()), float(beta))
 
 

@@ -14,6 +14,7 @@ from trustml_helpers._support.arguments import (
     SIGMA,
     Rule,
     declared,
+    increasing,
     number,
     numbers,
     whole,
@@ -54,16 +55,8 @@ def halfspace_probability(p_a: ArrayLike, distance: ArrayLike, sigma: ArrayLike)
     return np.where((p == 0) | (p == 1), p, found)
 
 
-def _edges(values: ArrayLike) -> Array:
-    found = np.asarray(values, dtype=float)
-    if found.ndim != 1 or not (np.all(np.diff(found) > 0) and np.all(np.isfinite(found))):
-        raise ValueError
-    return found
-
-
 @declared(
-    edges=Rule("one increasing sequence of finite numbers", _edges,
-               (0.5, [1.0, 0.0], [0.0, 0.0], [0.0, np.inf], [np.nan])),
+    edges=increasing(numbers("(-inf, inf)"), "finite numbers"),
     mean=number("(-inf, inf)", "in pixel units"), sigma=SIGMA,
 )  # fmt: skip
 def cell_masses(edges: ArrayLike, mean: float, sigma: float) -> Array:

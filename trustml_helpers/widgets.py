@@ -19,19 +19,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from trustml_helpers import (
-    attacks,
-    bounds,
-    figures,
-    lesson_figures,
-    smoothing,
-    smoothing_figures,
-    theory,
-)
+from trustml_helpers import attacks, bounds, figures, smoothing, theory
+from trustml_helpers._support.arguments import ALPHA, SIGMA, Rule, declared, function, number, whole
 from trustml_helpers._support.calling import unchanged
+from trustml_helpers._support.tensors import IMAGES, LABELS
 from trustml_helpers.models import predict
-
-Draw = Callable[..., tuple[Figure, str]]
 
 
 class Explorer(ipywidgets.VBox):
@@ -51,7 +43,7 @@ class Explorer(ipywidgets.VBox):
     'p is 0.7'
     """
 
-    def __init__(self, draw: Draw, **controls: Any) -> None:
+    def __init__(self, draw: Callable[..., tuple[Figure, str]], **controls: Any) -> None:
         self.controls = controls
         self.says = ""
         self._draw = draw
@@ -102,11 +94,10 @@ class Explorer(ipywidgets.VBox):
         if self._held or values == self._drawn:  # one control may have moved another
             return
         figure, self.says = self._draw(**values)
-        buffer = io.BytesIO()
-        with plt.rc_context(figures.STYLE):
+        with io.BytesIO() as buffer, plt.rc_context(figures.STYLE):
             figure.savefig(buffer, format="png")
+            source = base64.b64encode(buffer.getvalue()).decode()
         plt.close(figure)
-        source = base64.b64encode(buffer.getvalue()).decode()
         text = html.escape(self.says, quote=True)
         self._picture.value = (
             f'<img style="max-width:100%" alt="{text}" src="data:image/png;base64,{source}">'
@@ -119,15 +110,19 @@ class Explorer(ipywidgets.VBox):
         return f"Interactive in JupyterLab ({controls}); a static figure nearby shows the same."
 
 
-def _slider(
-    name: str, value: float, low: float, high: float, step: float = 0.01
-) -> ipywidgets.FloatSlider:
+def _slider(name: str, value: float, low: float, high: float, step: float = 0.01) -> Any:
     """A slider that reports when it is let go: a picture is drawn once, not at every pixel."""
-    digits = 3 if step < 0.01 else 2
     return ipywidgets.FloatSlider(
         value=value, min=low, max=high, step=step, description=name, continuous_update=False,
-        readout_format=f".{digits}f",
+        readout_format=".3f" if step < 0.01 else ".2f",
     )  # fmt: skip
+
+
+def _counter(name: str, value: int, low: int, high: int, step: int = 1) -> Any:
+    """The whole-number twin of :func:`_slider`."""
+    return ipywidgets.IntSlider(
+        value=value, min=low, max=high, step=step, description=name, continuous_update=False
+    )
 
 
 def _choice(name: str, options: list[str], value: str) -> ipywidgets.ToggleButtons:
@@ -137,23 +132,19 @@ def _choice(name: str, options: list[str], value: str) -> ipywidgets.ToggleButto
     return buttons.add_class("widget-inline-hbox")  # its name beside it, as a slider's
 
 
-def _counter(name: str, value: int, low: int, high: int, step: int = 1) -> ipywidgets.IntSlider:
-    """The whole-number twin of :func:`_slider`."""
-    return ipywidgets.IntSlider(
-        value=value, min=low, max=high, step=step, description=name, continuous_update=False
-    )
-
-
-def _check_length(**lengths: float) -> None:
-    for name, value in lengths.items():
-        if not 1e-6 <= value <= 1e6:
-            raise ValueError(f"{name}={value}: expected a number from 1e-6 to 1e6")
-
-
+_MODEL = function("from images to logits (n, K)")
+_LENGTH = number("[1e-6, 1e6]", "in pixel units")
 # Largest eps and step of the slider: sizes at which the standard networks of the course give way.
 _SIZES = {"linf": (0.3, 0.01), "l2": (3.0, 0.1), "l1": (30.0, 1.0)}
 
 
+def _one_label_each(images: Tensor, labels: Tensor) -> None:
+    if not 0 < len(images) == len(labels):
+        raise ValueError("images, labels: expected as many of both, at least one, got "
+                         f"{len(images)} and {len(labels)}")  # fmt: skip
+
+
+@declared(_one_label_each, model=_MODEL, images=IMAGES, labels=LABELS, steps=whole(1, 50))
 def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 20) -> Explorer:
     """Choose an image, an attack, its norm and eps; see the perturbation and the model's answer.
 
@@ -164,14 +155,6 @@ def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 
         images, labels: what the image control runs over, float ``(n, C, H, W)`` and ``(n,)``.
         steps: of PGD at first, 1 to 50.
     """
-
-    if not 0 < len(images) == len(labels):
-        raise ValueError(
-            f"images, labels: expected as many of both, at least one, got {len(images)} and "
-            f"{len(labels)}"
-        )
-    if not (1 <= steps <= 50 and steps % 1 == 0):
-        raise ValueError(f"steps={steps}: expected a whole number from 1 to 50")
 
     def draw(image: int, attack: str, norm: str, eps: float, steps: int) -> tuple[Figure, str]:
         x, y = images[image : image + 1], labels[image : image + 1]
@@ -204,41 +187,48 @@ def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 
         count.disabled = change["new"] != "PGD"
 
     attack.observe(grey, names="value")
-    return Explorer(
-        draw,
-        image=_counter("image", 0, 0, len(images) - 1),
-        attack=attack,
-        norm=norm,
-        eps=size,
-        steps=count,
-    )
+    image = _counter("image", 0, 0, len(images) - 1)
+    return Explorer(draw, image=image, attack=attack, norm=norm, eps=size, steps=count)
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)  # the same picture for the same controls
 
 
 def _random_signs(model: Any, x: Tensor, y: Tensor, eps: float, norm: str, steps: int) -> Tensor:
     pixels = x[0].numel()
     per_pixel = eps / {"linf": 1, "l2": pixels**0.5, "l1": pixels}[norm]
-    return attacks.sign_noise(model, x, y, per_pixel, generator=torch.Generator().manual_seed(0))
-
-
-def _pgd(model: Any, x: Tensor, y: Tensor, eps: float, norm: str, steps: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return attacks.pgd(model, x, y, eps, norm=norm, steps=steps, generator=generator)
+    return attacks.sign_noise(model, x, y, per_pixel, generator=_seeded())
 
 
 _PERTURB: dict[str, Callable[[Any, Tensor, Tensor, float, str, int], Tensor]] = {
     "none": lambda model, x, y, eps, norm, steps: x,
     "random sign noise": _random_signs,
     "FGSM": lambda model, x, y, eps, norm, steps: attacks.fgsm(model, x, y, eps, norm=norm),
-    "PGD": _pgd,
-}
+    "PGD": lambda model, x, y, eps, norm, steps: attacks.pgd(
+        model, x, y, eps, norm=norm, steps=steps, generator=_seeded()),
+}  # fmt: skip
 
 
+def _line(least: int, increasing: bool = False) -> Rule:
+    """So many floating-point numbers, as a vector."""
+
+    def read(values: Any) -> Tensor:
+        if not isinstance(values, Tensor) or not values.is_floating_point() or values.ndim != 1:
+            raise TypeError
+        if len(values) < least or (increasing and not (values.diff() > 0).all()):
+            raise ValueError
+        return values
+
+    words = f"at least {least} {'increasing ' * increasing}floating-point numbers"
+    return Rule(f"{words}, a torch.Tensor (m,)", read, (
+        None, 17, [0.0, 1.0], torch.arange(3), torch.zeros(2, 2), torch.zeros(least - 1),
+    ))  # fmt: skip
+
+
+@declared(thetas=_line(2, increasing=True), deltas=_line(1), shown=whole(1))
 def danskin_explorer(
-    loss: Callable[[Tensor, Tensor], Tensor],
-    thetas: Tensor,
-    deltas: Tensor,
-    *,
-    shown: int = 5,
+    loss: Callable[[Tensor, Tensor], Tensor], thetas: Tensor, deltas: Tensor, *, shown: int = 5
 ) -> Explorer:
     """Move theta; see which perturbation is the worst there and that its slope is the envelope's.
 
@@ -248,15 +238,6 @@ def danskin_explorer(
         deltas: a fine grid of the perturbations, ``(k,)``.
         shown: how many perturbations to draw as lines of their own.
     """
-    bounds.check_counts(shown=shown)
-    for name, values, least in (("thetas", thetas, 2), ("deltas", deltas, 1)):
-        if not values.is_floating_point() or values.ndim != 1 or len(values) < least:
-            raise ValueError(
-                f"{name}: expected at least {least} floating-point numbers (m,), got "
-                f"{values.dtype} of shape {tuple(values.shape)}"
-            )
-    if not (thetas.diff() > 0).all():
-        raise ValueError("thetas: expected increasing values")
     family = loss(thetas[:, None], deltas[None, :]).detach()
     envelope = family.amax(1)
     chosen = torch.linspace(0, len(deltas) - 1, shown).round().long().tolist()
@@ -268,10 +249,8 @@ def danskin_explorer(
         worst = int(values.argmax())
         (slope,) = torch.autograd.grad(values[worst], point)
         name = rf"$\delta^*={deltas[worst]:+.2f}$"
-        figure = lesson_figures.danskin(
-            thetas.tolist(), members, envelope.tolist(), theta,
-            (float(values[worst].detach()), float(slope)), name,
-        )  # fmt: skip
+        tangent = (float(values[worst].detach()), float(slope))
+        figure = figures.danskin(thetas.tolist(), members, envelope.tolist(), theta, tangent, name)
         says = (
             f"At theta {theta:+.2f} the worst perturbation is delta {deltas[worst]:+.2f}; the "
             f"slope of its loss there, {float(slope):+.2f}, is the slope of the maximum."
@@ -283,30 +262,25 @@ def danskin_explorer(
     return Explorer(draw, theta=_slider("theta", (low + high) / 2, low, high, step))
 
 
+@declared(longest=_LENGTH)
 def radius_explorer(*, longest: float = 2.0) -> Explorer:
     """Move p_A, sigma and the length of delta; see the guaranteed probability and the radius.
 
     Args:
         longest: largest length of delta that can be chosen, in pixel units.
     """
-    _check_length(longest=longest)
     lengths = np.linspace(0, longest, 201)
 
     def draw(p_a: float, sigma: float, delta: float) -> tuple[Figure, str]:
         guaranteed = theory.halfspace_probability(p_a, lengths, sigma)
         here = float(theory.halfspace_probability(p_a, delta, sigma))
         radius = float(bounds.certified_radius(p_a, sigma))
-        lines = {
-            "smallest possible P(A)": guaranteed.tolist(),
-            "one half": [0.5] * len(lengths),
-        }
+        half = [0.5] * len(lengths)
+        lines = {"smallest possible P(A)": guaranteed.tolist(), "one half": half}
         title = f"circle: P = {here:.2f} at length {delta:.2f}; upright line: radius {radius:.2f}"
-        figure = figures.curves(
-            [(r"length of $\delta$", lengths.tolist(), lines)],
-            "probability of A",
-            titles=[title],
-            reference=["one half"],
-        )
+        figure = figures.curves([(r"length of $\delta$", lengths.tolist(), lines)],
+                                "probability of A", titles=[title],
+                                reference=["one half"])  # fmt: skip
         (axes,) = figure.axes
         axes.vlines(radius, 0, 0.5, color="0.25", linewidth=1.2)
         axes.plot(delta, here, "o", color=figures.PALETTE[1], markeredgecolor="black",
@@ -319,13 +293,12 @@ def radius_explorer(*, longest: float = 2.0) -> Explorer:
         return figure, says
 
     return Explorer(
-        draw,
-        p_a=_slider("p_A", 0.8, 0.5, 0.99),
-        sigma=_slider("sigma", 0.5, 0.1, 1.0),
+        draw, p_a=_slider("p_A", 0.8, 0.5, 0.99), sigma=_slider("sigma", 0.5, 0.1, 1.0),
         delta=_slider("delta", 0.3, 0.0, longest),
-    )
+    )  # fmt: skip
 
 
+@declared(model=_MODEL, num_classes=whole(2), extent=_LENGTH)
 def smoothing_explorer(model: Any, *, num_classes: int, extent: float = 2.0) -> Explorer:
     """Smooth a classifier of the plane: choose sigma, the number of samples and a point.
 
@@ -334,22 +307,19 @@ def smoothing_explorer(model: Any, *, num_classes: int, extent: float = 2.0) -> 
         num_classes: K.
         extent: the square shown reaches from ``-extent`` to ``extent``.
     """
-    _check_length(extent=extent)
     axis = torch.linspace(-extent, extent, 121)
     points = torch.cartesian_prod(axis, axis)
     classes = predict(model, points).view(121, 121)
 
     def draw(sigma: float, n: int, x: float, y: float) -> tuple[Figure, str]:
         smooth = smoothing.SmoothedClassifier(model, sigma, num_classes)
-        generator = torch.Generator().manual_seed(0)
-        counts = smooth.sample_under_noise(torch.tensor([[x, y]]), n, generator)[0]
+        counts = smooth.sample_under_noise(torch.tensor([[x, y]]), n, _seeded())[0]
         top, second = counts.topk(2).indices.tolist()
         p_a = float(bounds.lower_conf_bound(int(counts[top]), n, 0.001))
         p_b = float(bounds.upper_conf_bound(int(counts[second]), n, 0.001))
         marks = {top: (r"lower bound of $p_A$", p_a), second: (r"upper bound of $p_B$", p_b)}
-        figure = smoothing_figures.vote(
-            axis.tolist(), classes, (x, y), sigma, (counts / n).tolist(), marks
-        )
+        shares = (counts / n).tolist()
+        figure = figures.vote(axis.tolist(), classes, (x, y), sigma, shares, marks)
         says = (
             f"At ({x:.2f}, {y:.2f}) with sigma {sigma:.2f} and {n} samples: class {top} has "
             f"{counts[top] / n:.1%} of the votes, its probability is at least {p_a:.3f}; "
@@ -358,14 +328,12 @@ def smoothing_explorer(model: Any, *, num_classes: int, extent: float = 2.0) -> 
         return figure, says
 
     return Explorer(
-        draw,
-        sigma=_slider("sigma", 0.4, 0.05, 1.0, 0.05),
-        n=_counter("n", 1000, 20, 5000, 20),
-        x=_slider("x", 0.6, -extent, extent, 0.05),
-        y=_slider("y", 0.3, -extent, extent, 0.05),
-    )
+        draw, sigma=_slider("sigma", 0.4, 0.05, 1.0, 0.05), n=_counter("n", 1000, 20, 5000, 20),
+        x=_slider("x", 0.6, -extent, extent, 0.05), y=_slider("y", 0.3, -extent, extent, 0.05),
+    )  # fmt: skip
 
 
+@declared(alpha=ALPHA, sigma=SIGMA, most=whole(20))
 def certification_explorer(
     *, alpha: float = 0.001, sigma: float = 0.5, most: int = 5000
 ) -> Explorer:
@@ -376,11 +344,8 @@ def certification_explorer(
     Args:
         alpha: error probability of the bound.
         sigma: standard deviation of the noise, in pixel units.
-        most: largest number of votes.
+        most: largest number of votes, at least 20.
     """
-
-    bounds.check_sigma(sigma)
-    bounds.check_counts(20, most=most)
 
     def draw(p: float, n: int, run: int) -> tuple[Figure, str]:
         won = np.cumsum(np.random.default_rng(run).random(most) < p)
@@ -393,13 +358,10 @@ def certification_explorer(
         drawn = {k: np.where(np.isfinite(v), v, np.nan).tolist() for k, v in reach.items()}
         shares = {k: v.tolist() for k, v in lines.items()}
         figure = figures.curves(
-            [("votes $n$", sizes.tolist(), each) for each in (shares, drawn)],
-            "",
-            ylim=None,
-            logx=True,
-            legend="lower right",
+            [("votes $n$", sizes.tolist(), each) for each in (shares, drawn)], "", ylim=None,
+            logx=True, legend="lower right",
             titles=["probability of class A", "radius, pixel units"],
-        )
+        )  # fmt: skip
         plug_in, certified, true = (float(v[-1]) for v in reach.values())
         verdict = "false" if plug_in > true else "true, by luck"
         says = (
@@ -410,8 +372,6 @@ def certification_explorer(
         return figure, says
 
     return Explorer(
-        draw,
-        p=_slider("p", 0.9, 0.4, 0.999, 0.001),
-        n=_counter("votes", 1000, 20, most, 20),
+        draw, p=_slider("p", 0.9, 0.4, 0.999, 0.001), n=_counter("votes", 1000, 20, most, 20),
         run=_counter("run", 0, 0, 20),
-    )
+    )  # fmt: skip

@@ -42,8 +42,12 @@ class Rule(NamedTuple):
 
 def shown(value: Any) -> str:
     """A value in a sentence: numbers as they are, large things by what they are."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return str(value.item()) if value.ndim == 0 else np.array2string(value, threshold=4)
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
+        return (
+            str(value.item())
+            if value.ndim == 0
+            else np.array2string(np.asarray(value), threshold=4)
+        )
     if getattr(value, "shape", ()) and hasattr(value, "dtype"):
         return f"({value.dtype} of shape {tuple(value.shape)})"
     text = repr(value)
@@ -128,7 +132,8 @@ def numbers(interval: str, meaning: str = "") -> Rule:
 
 
 def whole(least: int = 0, most: int | None = None) -> Rule:
-    """A whole number, also one that is written as 1e3; the function gets an int."""
+    """A whole number, also one that is written as 1e3; the function gets an int of 64 bits."""
+    largest = 2**63 - 1 if most is None else most
 
     def read(value: Any) -> int:
         try:
@@ -137,13 +142,12 @@ def whole(least: int = 0, most: int | None = None) -> Rule:
             if isinstance(value, str | bytes) or float(value) % 1 != 0:
                 raise
             found = int(value)
-        if found < least or (most is not None and found > most):
+        if not least <= found <= largest:
             raise ValueError
         return found
 
     end = f", at least {least}" if most is None else f" from {least} to {most}"
-    above = (most + 1,) if most is not None else ()
-    wrong = (least - 1, least + 0.5, math.nan, math.inf, "three", None, *above)
+    wrong = (least - 1, least + 0.5, largest + 1, 1e300, math.nan, math.inf, "three", None)
     return Rule(f"a whole number{end}", read, wrong)
 
 
@@ -152,12 +156,28 @@ def wholes(least: int = 0, meaning: str = "") -> Rule:
 
     def read(value: Any) -> Any:
         found = np.asarray(value)
-        if found.dtype.kind not in "biuf" or not np.all((found >= least) & (found % 1 == 0)):
+        if found.dtype.kind not in "biuf":
+            raise TypeError
+        if not np.all((found >= least) & (found < 2.0**63)) or np.any(found % 1 != 0):
             raise ValueError
         return found.astype(np.int64)
 
     wrong = (least - 1, least + 0.5, math.nan, math.inf, "three", None, [least, least - 1])
     return Rule(_joined(f"whole numbers of at least {least}", meaning), read, wrong)
+
+
+def increasing(rule: Rule, words: str) -> Rule:
+    """Several numbers ``(m,)``, each larger than the last and as ``rule`` for arrays says; one
+    number is a sequence of one."""
+
+    def read(values: Any) -> Any:
+        found = np.atleast_1d(rule.read(values))
+        if found.ndim != 1 or len(found) == 0 or np.any(np.diff(found) <= 0):
+            raise ValueError
+        return found
+
+    # Two that are equal, or fall, are wrong whatever the numbers.
+    return Rule(f"one or more increasing {words}", read, (*rule.wrong, [], [0.5, 0.5], [2, 1]))
 
 
 def one_of(*names: Any, function: bool = False) -> Rule:

@@ -120,11 +120,12 @@ class Ledger:
     def append(self, batches: Iterable[Sequence[str]], *, rank: int | None = None) -> None:
         """Write rows as soon as they are there, a batch at a time; ``rank`` writes a part."""
         path = self.path if rank is None else self.path.with_name(f"{self.path.name}.part{rank}")
-        with path.open("a", encoding="utf-8") as table:
+        with path.open("ab", buffering=0) as table:
             for batch in batches:
+                raw = "".join(batch).encode()
                 try:
-                    table.write("".join(batch))
-                    table.flush()
+                    while raw:
+                        raw = raw[table.write(raw) :]
                 except OSError as error:
                     error.add_note(f"{path}: what is in it is kept; make room, then start again")
                     raise

@@ -83,7 +83,7 @@ def _bounds(value: Any) -> Bounds:
     if value is None:
         return None
     low, high = value
-    if not low < high:
+    if not low - high < 0:  # letters have an order, too, but no difference
         raise ValueError
     return low, high
 

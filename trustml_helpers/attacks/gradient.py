@@ -212,6 +212,10 @@ def fgsm_rs(
                clip_start=clip_start, loss=loss, generator=generator)  # fmt: skip
 
 
+def _fits_in_l2(x: Tensor, y: Tensor, eps: float, bounds: Bounds) -> None:
+    fits(x, y, eps, bounds, norm="l2")
+
+
 def _noise_fits(x: Tensor, noise: Tensor | None, rest: dict[str, Any]) -> None:
     if noise is None:
         return
@@ -226,7 +230,10 @@ def _noise_fits(x: Tensor, noise: Tensor | None, rest: dict[str, Any]) -> None:
         )
 
 
-@declared(_noise_fits, **threat("generator"), sigma=SIGMA, samples=whole(1), noise=maybe(TENSOR))
+@declared(
+    _fits_in_l2, _noise_fits, **threat("generator"), sigma=SIGMA, samples=whole(1),
+    noise=maybe(TENSOR), steps=whole(),
+)  # fmt: skip
 def pgd_smoothed(
     model: Model,
     x: Tensor,

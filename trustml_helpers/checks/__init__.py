@@ -22,8 +22,9 @@ from trustml_helpers.checks.attacks import (
     numerical_gradient,
     pgd,
 )
-from trustml_helpers.checks.harness import CheckFailed, score
 from trustml_helpers.checks.curves import average_certified_radius, certified_accuracy, reading
+from trustml_helpers.checks.grading import HomeworkError, grade, release
+from trustml_helpers.checks.harness import CheckFailed, score
 from trustml_helpers.checks.masked import MASKED_EPS, accuracy_left, break_masked, masked_defenses
 from trustml_helpers.checks.smoothing import (
     certify,
@@ -34,24 +35,9 @@ from trustml_helpers.checks.smoothing import (
 )
 
 __all__ = [
-    "MASKED_EPS",
-    "CheckFailed",
-    "accuracy_left",
-    "adversarial_step",
-    "average_certified_radius",
-    "break_masked",
-    "certified_accuracy",
-    "certify",
-    "danskin_gradient",
-    "fgsm",
-    "linear_attack",
-    "lower_conf_bound",
-    "masked_defenses",
-    "numerical_gradient",
-    "pgd",
-    "predict",
-    "reading",
-    "sample_under_noise",
-    "score",
+    "MASKED_EPS", "CheckFailed", "HomeworkError", "accuracy_left", "adversarial_step",
+    "average_certified_radius", "break_masked", "certified_accuracy", "certify",
+    "danskin_gradient", "fgsm", "grade", "linear_attack", "lower_conf_bound", "masked_defenses",
+    "numerical_gradient", "pgd", "predict", "reading", "release", "sample_under_noise", "score",
     "two_class_radius",
-]
+]  # fmt: skip

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
 from trustml_helpers.checks.harness import (
     Answer,
@@ -21,9 +24,8 @@ from trustml_helpers.checks.harness import (
 )
 
 _WRONG_WAY = "goes the wrong way: the loss falls. An attack climbs, x + ..., not x - ..."
-_TRAIN_MODE = (
-    "puts the network into train mode, so dropout falsifies the gradient; leave the mode as it is"
-)
+_TRAIN_MODE = ("puts the network into train mode, so dropout falsifies the gradient; leave the "
+               "mode as it is")  # fmt: skip
 
 
 def _small(dtype: torch.dtype, generator: torch.Generator) -> nn.Module:
@@ -57,37 +59,30 @@ def stays(found: Tensor, x: Tensor, eps: float, norm: str, *, box: bool = True) 
     """Wrong, with the size in pixel units, if a point lies outside the ball or [0, 1]."""
     far = _length(found - x, norm).max().item()
     if far > eps * (1 + 1e-4) + 1e-6:
-        cure = (
-            "it is used in units of 0 to 255; here a pixel is in [0, 1]"
-            if far > 100 * eps
-            else "project x_adv - x back onto the ball"
-        )
+        cure = "project x_adv - x back onto the ball"
+        if far > 100 * eps:
+            cure = "it is used in units of 0 to 255; here a pixel is in [0, 1]"
         name = "largest pixel change" if norm == "linf" else "l2 length of the change"
         raise Wrong(f"leaves the ball: {name} {far:.4g}, allowed eps = {eps:g}; {cure}")
     outside = (found < -1e-6) | (found > 1 + 1e-6)
     if box and outside.any():
-        raise Wrong(
-            f"{int(outside.sum())} pixels leave [0, 1] (from {found.min():.3g} to "
-            f"{found.max():.3g}): clip x_adv to [0, 1]"
-        )
+        raise Wrong(f"{int(outside.sum())} pixels leave [0, 1] (from {found.min():.3g} to "
+                    f"{found.max():.3g}): clip x_adv to [0, 1]")  # fmt: skip
 
 
 @check
 def linear_attack(answer: Answer, case: Cases, generator: torch.Generator) -> None:
     """Task 1: the exact attack on a linear classifier, ``(w, b, x, y, eps, norm) -> x_adv``."""
-
-    def draw(*shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
     for norm, dtype, sparse in (
         ("linf", torch.float64, False), ("l2", torch.float64, False),
         ("linf", torch.float32, True), ("l2", torch.float32, True),
     ):  # fmt: skip
-        w, b, x = draw(7, dtype=dtype), 0.3, draw(6, 7, dtype=dtype)
+        w = torch.randn(7, generator=generator, dtype=torch.float64).to(dtype)
+        x = torch.randn(6, 7, generator=generator, dtype=torch.float64).to(dtype)
         w[::3] *= not sparse
         y = torch.where(torch.rand(6, generator=generator) < 0.5, -1.0, 1.0).to(dtype)
         y[:2] = torch.tensor([1.0, -1.0])
-        eps = 0.25
+        b, eps = 0.3, 0.25
         with case(f"{norm}, {str(dtype)[6:]}" + (", some weights 0" if sparse else "")):
             found = tensor(answer(w, b, x.clone(), y, eps, norm), x, "one point per row of x")
             w, x, y = w.double(), x.double(), y.double()
@@ -115,10 +110,18 @@ def linear_attack(answer: Answer, case: Cases, generator: torch.Generator) -> No
             fell = (y * ((x - found) @ w)).min().item()
             possible = eps * (w.abs().sum() if norm == "linf" else w.norm()).item()
             if fell < possible * (1 - 1e-4):
-                raise Wrong(
-                    f"the score y (w.x + b) falls by {fell:.4g}, possible is eps times the dual "
-                    f"norm of w = {possible:.4g}"
-                )
+                raise Wrong(f"the score y (w.x + b) falls by {fell:.4g}, possible is eps times the "
+                            f"dual norm of w = {possible:.4g}")  # fmt: skip
+
+
+def _attacked(answer: Answer, network: nn.Module, x: Tensor, *rest: Any) -> Tensor:
+    """What an attack returns; Wrong if it changes the images or the network's mode."""
+    seen, before = modes(network), x.clone()
+    found = tensor(answer(network, x, *rest), x, "one attacked image per image")
+    if any(seen) or network.training:
+        raise Wrong(_TRAIN_MODE)
+    untouched(before, x, "x")
+    return found
 
 
 @check
@@ -131,13 +134,8 @@ def fgsm(answer: Answer, case: Cases, generator: torch.Generator) -> None:
         network = _small(dtype, generator)
         x, y = (part[:rows] for part in _images(generator, dtype))
         with case(name):
-            seen, given = modes(network), x.clone()
-            found = tensor(answer(network, given, y, eps), x, "one attacked image per image")
-            if any(seen) or network.training:
-                raise Wrong(_TRAIN_MODE)
-            untouched(x, given, "x")
-            g = _gradient(network, x, y)
-            _one_step(found, x, g, eps)
+            found = _attacked(answer, network, x, y, eps)
+            _one_step(found, x, _gradient(network, x, y), eps)
 
 
 def _one_step(found: Tensor, x: Tensor, g: Tensor, eps: float) -> None:
@@ -238,11 +236,7 @@ def pgd(answer: Answer, case: Cases, generator: torch.Generator) -> None:
         start = far * eps * (start if norm == "linf" else start / _length(start, "l2").max())
         given = (network, x, y, eps, 0.3 * eps, steps, start, norm)
         with case(name):
-            seen, before = modes(network), x.clone()
-            found = tensor(answer(*given), x, "one attacked image per image")
-            if any(seen) or network.training:
-                raise Wrong(_TRAIN_MODE)
-            untouched(before, x, "x")
+            found = _attacked(answer, *given)
             expected = _path(*given).double()
             if torch.allclose(found, expected, atol=1e-4):
                 continue
@@ -266,26 +260,24 @@ def _climbs(network: nn.Module, x: Tensor, y: Tensor, found: Tensor, expected: T
             F.cross_entropy(network(z), y, reduction="none").mean() for z in (x, expected, found)
         )
     if theirs - clean < 0.95 * (ours - clean):
-        raise Wrong(
-            f"the loss rises from {clean:.4g} to {theirs:.4g} only; PGD with these steps reaches "
-            f"{ours:.4g}"
-        )
+        raise Wrong(f"the loss rises from {clean:.4g} to {theirs:.4g} only; PGD with these steps "
+                    f"reaches {ours:.4g}")  # fmt: skip
 
 
 @check
 def adversarial_step(answer: Answer, case: Cases, generator: torch.Generator) -> None:
     """Task 4: ``(model, optimizer, x, y, attack) -> loss``."""
-    for name, momentum in (("plain descent", 0.0), ("three steps, with momentum", 0.9)):
+    for name, momentum, steps, loss_only in (
+        ("plain descent", 0.0, 1, False), ("three steps, with momentum", 0.9, 3, False),
+        ("the loss that is returned", 0.0, 1, True),
+    ):  # fmt: skip
         with case(name):
-            _adversarial_steps(answer, generator, momentum, 3 if momentum else 1)
-    with case("the loss that is returned"):
-        _adversarial_steps(answer, generator, 0.0, 1, loss_only=True)
+            _adversarial_steps(answer, generator, momentum, steps, loss_only)
 
 
 def _adversarial_steps(
-    answer: Answer, generator: torch.Generator, momentum: float, steps: int, *,
-    loss_only: bool = False,
-) -> None:  # fmt: skip
+    answer: Answer, generator: torch.Generator, momentum: float, steps: int, loss_only: bool
+) -> None:
     x, y = _images(generator)
     shift = 0.2 * torch.rand(x.shape, generator=generator).double()
     first = {k: v.clone() for k, v in _small(torch.float64, generator).state_dict().items()}
@@ -293,7 +285,7 @@ def _adversarial_steps(
     def attack(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         # As careless as many published ones: it leaves gradients in the network.
         F.cross_entropy(network(x.clone().requires_grad_()), y).backward()
-        weights = torch.cat([p.flatten() for p in network.parameters()])
+        weights = parameters_to_vector(network.parameters())
         return x + shift + (weights - weights.detach()).sum()  # remembers how it was made
 
     def start() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -315,7 +307,9 @@ def _adversarial_steps(
             for _ in range(2 if fault == "twice" else fault != "no step"):
                 optimizer.step()
             after = F.cross_entropy(network(seen), y)
-        return _weights(network), (after if fault == "after" else loss).item()
+        return parameters_to_vector(network.parameters()), (
+            after if fault == "after" else loss
+        ).item()
 
     network, optimizer = start()
     seen = modes(network)
@@ -339,13 +333,9 @@ def _adversarial_steps(
         "twice": "makes two optimizer steps",
     }
     index = int(loss_only)
-    found = (_weights(network), loss)[index]
+    found = (parameters_to_vector(network.parameters()), loss)[index]
     faults = {text: reference(fault)[index] for fault, text in texts.items()}
     agree(found, reference()[index], faults, tolerance=1e-6)
-
-
-def _weights(network: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
 
 @check
@@ -378,7 +368,9 @@ def numerical_gradient(answer: Answer, case: Cases, generator: torch.Generator) 
             agree(found, (up - down) / (2 * h), faults, tolerance=1e-6)
 
 
-def _logistic_gradient(w: Tensor, b: float, x: Tensor, y: Tensor, eps: float, fault: str) -> Tensor:
+def _logistic_gradient(
+    w: Tensor, b: float, x: Tensor, y: Tensor, eps: float, fault: str = ""
+) -> Tensor:
     z = x - eps * (1 if fault == "label" else y[:, None]) * w.sign()
     score = y * (z @ w + (0 if fault == "b" else b))
     share = y * torch.sigmoid(score if fault == "sigmoid" else -score)
@@ -397,10 +389,7 @@ def danskin_gradient(answer: Answer, case: Cases, generator: torch.Generator) ->
         with case(str(dtype)[6:]):
             found = answer(w.to(dtype), b, x.to(dtype), y.to(dtype), eps)
             found = tensor(found, w, "one derivative per weight")
-
-            def at(shift: float, fault: str = "") -> Tensor:
-                return _logistic_gradient(w, b, x, y, shift, fault)  # noqa: B023
-
+            at = partial(_logistic_gradient, w, b, x, y)
             expected = at(eps)
             faults = {
                 "this is the gradient at the clean x: plug in x + delta*": at(0.0),

@@ -22,11 +22,8 @@ def certified_accuracy(answer: Answer, case: Cases, generator: torch.Generator) 
     prediction[::4] = (label[::4] + 1) % 3
     prediction[1::7], radius[1::7] = ABSTAIN, 0.0
     right = prediction == label
-    for name, r in (
-        ("at a small radius", 0.05),
-        ("between two radii", 0.3),
-        ("at a radius met", 0.5),
-    ):
+    radii = {"at a small radius": 0.05, "between two radii": 0.3, "at a radius met": 0.5}
+    for name, r in radii.items():
         with case(name):
             found = number(answer(label, prediction, radius, r), "a share of all images")
             expected = float((right & (radius >= r)).mean())
@@ -76,10 +73,9 @@ def average_certified_radius(answer: Answer, case: Cases, generator: torch.Gener
 @check
 def reading(answer: Answer, case: Cases, generator: torch.Generator) -> None:
     """Task 11c: five numbers from the picture of the shipped logs, ``() -> tuple``."""
+    folder = data_folder() / "results" / "mnist_study"
     logs = {
-        sigma: read_log(
-            data_folder() / f"results/mnist_study/gaussian_{sigma}_n10000.tsv", "one_class"
-        )
+        sigma: read_log(folder / f"gaussian_{sigma}_n10000.tsv", "one_class")
         for sigma in (0.25, 0.5, 1.0)
     }
     found: list[float] = []

@@ -13,10 +13,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from trustml_helpers._support.files import replace_file
 
@@ -25,12 +24,12 @@ if TYPE_CHECKING:
 
 ASSIGNMENT = "hw1"
 GRADED = "graded"
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "notebooks" / "homework" / "source" / ASSIGNMENT / f"{ASSIGNMENT}.ipynb"
 # What a student needs to work without the repository; no tests, no solutions.
 _PACKED = (
-    "trustml_helpers/*.py", "pyproject.toml", "LICENSE", "notebooks/0*.ipynb",
-    "data/README.md", "data/mnist/*", "data/images/*", "data/checkpoints/*", "data/published/*",
+    "trustml_helpers/**/*.py", "pyproject.toml", "LICENSE", "notebooks/0*.ipynb",
+    "data/mnist/*", "data/images/*", "data/checkpoints/*", "data/published/*",
     "data/results/README.md", "data/results/*/*",
 )  # fmt: skip
 _README = f"""# Homework 1 on adversarial robustness
@@ -55,18 +54,12 @@ c.IgnorePattern.enabled = True
 c.IgnorePattern.pattern = "(?s)."
 c.GenerateFeedback.permissions = 644
 """
+_OURS = {"checks", "harness", "trustml_helpers"}  # names that answers leave alone
 _FORMULAS = 'MathJax = {tex: {inlineMath: [["$", "$"], ["\\\\(", "\\\\)"]], processEscapes: true}};'
 
 
 class HomeworkError(RuntimeError):
     """Release or grading cannot begin; the message says what to do."""
-
-
-class Submission(NamedTuple):
-    """One student's notebook."""
-
-    student: str
-    path: Path
 
 
 def release(out: Path) -> Path:
@@ -79,7 +72,8 @@ def release(out: Path) -> Path:
         The path of the zip.
 
     Raises:
-        HomeworkError: if nbgrader is missing or refuses the source; nothing is written.
+        HomeworkError: if nbgrader is missing or refuses the source, or a part of the zip is
+            missing; nothing is written.
     """
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
@@ -89,7 +83,11 @@ def release(out: Path) -> Path:
             archive.write(notebook, f"{ASSIGNMENT}/{ASSIGNMENT}.ipynb")
             archive.writestr(f"{ASSIGNMENT}/README.md", _README)
             for pattern in _PACKED:
-                for path in sorted(ROOT.glob(pattern)):
+                if not (found := sorted(ROOT.glob(pattern))):
+                    raise HomeworkError(
+                        f"{ROOT / pattern} finds nothing: a part of the zip is gone"
+                    )
+                for path in found:
                     archive.write(path, f"{ASSIGNMENT}/{path.relative_to(ROOT).as_posix()}")
         os.replace(notebook, out / f"{ASSIGNMENT}.ipynb")
         os.replace(whole, out / f"{ASSIGNMENT}.zip")
@@ -117,35 +115,37 @@ def grade(
         HomeworkError: before any work, if there is nothing to grade, two notebooks have one name,
             or nbgrader is missing.
     """
+    import nbformat
     import pandas as pd
 
-    found = list(_found(submissions))
-    course = out / "course"
-    given = _by_hand(out / "by_hand.csv")
-    blank = _read(_generate(course, cell_seconds, "--force"))
+    grades, by_hand, course = out / "grades.csv", out / "by_hand.csv", out / "course"
+    found, given = _found(submissions), _by_hand(by_hand)
+    blank = nbformat.read(_generate(course, cell_seconds, "--force"), as_version=4)
     for folder in ("logs", "feedback"):
         (out / folder).mkdir(exist_ok=True)
     rows = []
-    for number, each in enumerate(found, 1):
-        print(f"{number} of {len(found)}: {each.student}", flush=True)
-        status, notes = _grade_one(each, blank, course, out, notebook_seconds)
-        rows.append({"student": each.student, "status": status, "notes": "; ".join(notes)})
+    for number, (student, path) in enumerate(found.items(), 1):
+        print(f"{number} of {len(found)}: {student}", flush=True)
+        log = out / "logs" / f"{student}.log"
+        status, notes = _grade_one(student, path, blank, course, log, notebook_seconds)
+        rows.append({"student": student, "status": status, "notes": "; ".join(notes)})
     scores = _scores(course, rows, given)
     for row in rows:
         _feedback(row, course, out)
     table = pd.DataFrame([row | scores[row["student"]] for row in rows])
     first = ["student", "status", "points", "of", "by_hand_open", "notes"]
     table = table[first + [name for name in table.columns if name not in first]]
-    if (out / "grades.csv").exists():  # students of an earlier folder keep their row
-        earlier = pd.read_csv(
-            out / "grades.csv", dtype={"student": str}, na_values=[""], keep_default_na=False
-        )
+    if grades.exists():  # students of an earlier folder keep their row
+        earlier = pd.read_csv(grades, dtype={"student": str}, na_values=[""], keep_default_na=False)
         table = pd.concat([table, earlier[~earlier["student"].isin(table["student"])]])
-    _write_csv(table, out / "grades.csv")
-    written = [c.metadata["nbgrader"]["grade_id"] for c in blank.cells if _is_written(c)]
-    students = dict.fromkeys([*given, *(each.student for each in found)])
-    asked = [{"student": s} | {n: given.get(s, {}).get(n) for n in written} for s in students]
-    _write_csv(pd.DataFrame(asked), out / "by_hand.csv")
+    labels = [_label(cell) for cell in blank.cells]
+    written = [each["grade_id"] for each in labels if each.get("grade") and each.get("solution")]
+    asked = [
+        {"student": student} | {name: given.get(student, {}).get(name) for name in written}
+        for student in dict.fromkeys([*given, *found])
+    ]
+    replace_file(grades, table.to_csv(index=False).encode())
+    replace_file(by_hand, pd.DataFrame(asked).to_csv(index=False).encode())
     return table
 
 
@@ -161,22 +161,21 @@ def _generate(course: Path, limit: int, *options: str) -> Path:
     shutil.copy(SOURCE, source)
     (course / "nbgrader_config.py").write_text(_CONFIG.format(limit=limit))
     log = course / "generate.log"
-    if _nbgrader(course, log, 300, "generate_assignment", ASSIGNMENT, *options) != 0:
-        raise HomeworkError(
-            f"nbgrader could not make the student version. Is it installed (pip install -e "
-            f"'.[homework]')? It said:\n{log.read_text()[-2000:]}"
-        )
+    if _nbgrader(course, log, 300, "generate_assignment", *options) != 0:
+        raise HomeworkError("nbgrader could not make the student version. Is it installed (pip "
+                            f"install -e '.[homework]')? It said:\n{log.read_text()[-2000:]}"
+                            )  # fmt: skip
     return course / "release" / ASSIGNMENT / SOURCE.name
 
 
-def _nbgrader(course: Path, log: Path, seconds: float, *arguments: str) -> int | None:
+def _nbgrader(course: Path, log: Path, seconds: float, command: str, *options: str) -> int | None:
     """Run nbgrader in a process of its own; its exit status, or None if it ran out of time."""
     # nbgrader calls alembic by name, which is not found in an environment that is not activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with log.open("a", encoding="utf-8") as file:
         try:
             return subprocess.run(
-                [sys.executable, "-m", "nbgrader", *arguments],
+                [sys.executable, "-m", "nbgrader", command, ASSIGNMENT, *options],
                 env=os.environ | {"PATH": path}, cwd=course, stdout=file,
                 stderr=subprocess.STDOUT, timeout=seconds, check=False,
             ).returncode  # fmt: skip
@@ -185,24 +184,24 @@ def _nbgrader(course: Path, log: Path, seconds: float, *arguments: str) -> int |
 
 
 def _grade_one(
-    each: Submission, blank: Any, course: Path, out: Path, seconds: int
+    student: str, path: Path, blank: Any, course: Path, log: Path, seconds: int
 ) -> tuple[str, list[str]]:
     """Put one submission in place and grade it; what became of it, and what was noticed."""
-    log = out / "logs" / f"{each.student}.log"
+    import nbformat
+
     log.write_text("")
-    place = course / "submitted" / each.student / ASSIGNMENT
     for stage in ("submitted", "autograded", "feedback"):
-        shutil.rmtree(course / stage / each.student, ignore_errors=True)
+        shutil.rmtree(course / stage / student, ignore_errors=True)
     try:
-        notebook = _read(each.path)
+        notebook = nbformat.read(path, as_version=4)
         notes = _restore(notebook, blank)
     except Exception as error:  # whatever a damaged file makes nbformat raise
         log.write_text(f"{error}\n")
         return f"damaged: not a notebook ({type(error).__name__})", []
+    place = course / "submitted" / student / ASSIGNMENT
     place.mkdir(parents=True)
-    _write(notebook, place / SOURCE.name)
-    options = ("autograde", ASSIGNMENT, "--student", each.student, "--force")
-    code = _nbgrader(course, log, seconds, *options)
+    nbformat.write(notebook, place / SOURCE.name)
+    code = _nbgrader(course, log, seconds, "autograde", "--student", student, "--force")
     if code is None:
         return f"stopped after {seconds} seconds", notes
     if code != 0:
@@ -214,11 +213,10 @@ def _grade_one(
 def _feedback(row: dict[str, str], course: Path, out: Path) -> None:
     """One HTML page, if the submission was graded."""
     student = row["student"]
-    page = out / "feedback" / f"{student}.html"
+    page, log = out / "feedback" / f"{student}.html", out / "logs" / f"{student}.log"
     page.unlink(missing_ok=True)
     if row["status"] == GRADED:
-        options = ("generate_feedback", ASSIGNMENT, "--student", student, "--force")
-        _nbgrader(course, out / "logs" / f"{student}.log", 300, *options)
+        _nbgrader(course, log, 300, "generate_feedback", "--student", student, "--force")
         made = course / "feedback" / student / ASSIGNMENT / f"{ASSIGNMENT}.html"
         if made.exists():
             page.write_text(_with_mathjax(made.read_text(encoding="utf-8")), encoding="utf-8")
@@ -244,57 +242,55 @@ def _scores(
     found: dict[str, dict[str, Any]] = {}
     with Gradebook(f"sqlite:///{course.resolve() / 'gradebook.db'}", "trustml") as book:
         cells = book.find_notebook(ASSIGNMENT, ASSIGNMENT).grade_cells
-        total = sum(cell.max_score for cell in cells)
-        for student, status in ((row["student"], row["status"]) for row in rows):
+        for row in rows:
             try:
-                grades = book.find_submission(ASSIGNMENT, student).notebooks[0].grades
+                grades = book.find_submission(ASSIGNMENT, row["student"]).notebooks[0].grades
             except MissingEntry:
                 grades = []
+            by_hand = given.get(row["student"], {})
             for one in grades:
-                if one.name in given.get(student, {}):
-                    one.manual_score = given[student][one.name]
-                    one.needs_manual_grade = False
+                if one.name in by_hand:
+                    one.manual_score, one.needs_manual_grade = by_hand[one.name], False
             book.db.commit()  # only then has the database added up the new scores
-            grades = grades if status == GRADED else []
+            grades = grades if row["status"] == GRADED else []
             points = {one.name: one.score for one in grades}
-            waiting = sum(one.max_score for one in grades if one.needs_manual_grade)
-            found[student] = {
-                "points": round(sum(points.values()), 2), "of": total, "by_hand_open": waiting
-            } | {cell.name: points.get(cell.name, 0.0) for cell in cells}  # fmt: skip
+            found[row["student"]] = {
+                "points": round(sum(points.values()), 2),
+                "of": sum(cell.max_score for cell in cells),
+                "by_hand_open": sum(one.max_score for one in grades if one.needs_manual_grade),
+            } | {cell.name: points.get(cell.name, 0.0) for cell in cells}
     return found
 
 
 # --- submissions ----------------------------------------------------------------------------------
 
 
-def _found(folder: Path) -> Iterator[Submission]:
+def _found(folder: Path) -> dict[str, Path]:
     """The notebooks of a folder, by student."""
     if not folder.is_dir():
         raise HomeworkError(f"submissions={str(folder)!r}: no such folder")
-    flat = [Submission(path.stem, path) for path in sorted(folder.glob("*.ipynb"))]
-    deep = [
-        Submission(path.relative_to(folder).parts[0], path)
-        for path in sorted(folder.glob("*/**/*.ipynb"))
-        if ".ipynb_checkpoints" not in path.parts
-    ]
-    seen: dict[str, Path] = {}
-    for each in flat + deep:
-        name = each.student
+    found: dict[str, Path] = {}
+    for path in (*sorted(folder.glob("*.ipynb")), *sorted(folder.glob("*/**/*.ipynb"))):
+        first, *deeper = path.relative_to(folder).parts
+        if ".ipynb_checkpoints" in (first, *deeper):
+            continue
+        name = first if deeper else path.stem
         if not name.strip(". ") or any(letter in name for letter in "*?[]/\\,+"):
-            raise HomeworkError(
-                f"{each.path}: a student's name may not contain * ? [ ] , + or be dots; rename it"
-            )
-        if name in seen:
-            raise HomeworkError(
-                f"two notebooks of {name!r}: {seen[name]} and {each.path}. Keep one of them"
-            )
-        seen[name] = each.path
-    if not seen:
-        raise HomeworkError(
-            f"submissions={str(folder)!r}: no notebooks. Expected NAME.ipynb, or folders NAME with "
-            "one notebook each"
-        )
-    yield from (Submission(name, path) for name, path in seen.items())
+            raise HomeworkError(f"{path}: a student's name may not contain * ? [ ] , + or be dots; "
+                                "rename it")  # fmt: skip
+        if found.setdefault(name, path) != path:
+            raise HomeworkError(f"two notebooks of {name!r}: {found[name]} and {path}. Keep one of "
+                                "them")  # fmt: skip
+    if not found:
+        raise HomeworkError(f"submissions={str(folder)!r}: no notebooks. Expected NAME.ipynb, or "
+                            "folders NAME with one notebook each")  # fmt: skip
+    return found
+
+
+def _label(cell: Any) -> dict[str, Any]:
+    """What nbgrader wrote on a cell; empty if nothing, or nothing that it can read."""
+    label = cell.metadata.get("nbgrader")
+    return label if isinstance(label, dict) else {}
 
 
 def _restore(notebook: Any, blank: Any) -> list[str]:
@@ -303,76 +299,49 @@ def _restore(notebook: Any, blank: Any) -> list[str]:
     nbgrader itself puts back the text of locked cells; it stumbles where cells are gone, or where
     their labels were edited.
     """
-    released = {c.metadata["nbgrader"]["grade_id"]: c for c in blank.cells if _is_labelled(c)}
+    released = {_label(cell)["grade_id"]: cell for cell in blank.cells if _label(cell)}
     notes, place = _changes_to_the_checks(notebook), {}
     for cell in notebook.cells:
-        if not _is_labelled(cell):
-            continue
-        name = cell.metadata["nbgrader"].get("grade_id")
+        name = _label(cell).get("grade_id")
         if name not in released or name in place:
-            del cell.metadata["nbgrader"]  # a copy, or of another assignment
+            cell.metadata.pop("nbgrader", None)  # a copy, or of another assignment
             continue
         place[name] = cell
-        label = released[name].metadata["nbgrader"]
-        cell.metadata["nbgrader"] = label
-        if label["locked"] and "".join(cell.source.split()) != "".join(
-            released[name].source.split()
-        ):
+        cell.metadata["nbgrader"] = label = _label(released[name])
+        now, then = ("".join(each.source.split()) for each in (cell, released[name]))
+        if label["locked"] and now != then:
             notes.append(f"{name} was changed and put back")
-    previous = None
+    at = 0
     for name, cell in released.items():
-        if name not in place:
-            at = notebook.cells.index(previous) + 1 if previous is not None else 0
+        if name in place:
+            at = notebook.cells.index(place[name])
+        else:
             notebook.cells.insert(at, cell.copy())
-            place[name] = notebook.cells[at]
             notes.append(f"{name} was missing and put back")
-        previous = place[name]
+        at += 1
     return notes
 
 
 def _changes_to_the_checks(notebook: Any) -> list[str]:
     """Code that replaces a check: it may be an accident, and a person should look at it."""
-    ours = {"checks", "checking", "trustml_helpers"}
     notes = []
     for number, cell in enumerate(notebook.cells, 1):
-        if cell.cell_type != "code":
-            continue
         try:
-            nodes = list(ast.walk(ast.parse(cell.source)))
+            nodes = list(ast.walk(ast.parse(cell.source if cell.cell_type == "code" else "")))
         except (SyntaxError, ValueError):
             notes.append(f"cell {number} is not valid Python")
             continue
-        assigned = [n for n in nodes if isinstance(n, ast.Name | ast.Attribute)]
-        assigned = [n for n in assigned if isinstance(n.ctx, ast.Store | ast.Del)]
-        called = [
+        changed = [n for n in nodes if isinstance(getattr(n, "ctx", None), ast.Store | ast.Del)]
+        changed += [
             n.args[0] for n in nodes
             if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "setattr" and n.args
         ]  # fmt: skip
-        if any(_root(node) in ours for node in (*assigned, *called)):
+        if {ast.unparse(n).partition(".")[0] for n in changed} & _OURS:
             notes.append(f"cell {number} changes the checks: read it")
     return notes
 
 
-def _root(node: ast.AST) -> str:
-    while isinstance(node, ast.Attribute):
-        node = node.value
-    return node.id if isinstance(node, ast.Name) else ""
-
-
-def _is_labelled(cell: Any) -> bool:
-    return isinstance(cell.metadata.get("nbgrader"), dict)
-
-
-def _is_written(cell: Any) -> bool:
-    """Whether a person gives the points of a cell."""
-    label = cell.metadata.get("nbgrader", {})
-    return bool(label.get("grade") and label.get("solution"))
-
-
-# --- files ----------------------------------------------------------------------------------------
-
-
-def _by_hand(path: Path) -> dict[str, dict[str, float]]:
+def _by_hand(path: Path) -> dict[str, dict[Any, float]]:
     """The points by hand, by student and cell; empty where nothing is filled in."""
     import pandas as pd
 
@@ -387,23 +356,4 @@ def _by_hand(path: Path) -> dict[str, dict[str, float]]:
         raise HomeworkError(f"{path}: expected points as numbers, or nothing ({error})") from error
     if table.index.has_duplicates:
         raise HomeworkError(f"{path}: {table.index[table.index.duplicated()][0]!r} is there twice")
-    return {
-        str(student): {str(k): float(v) for k, v in row.items() if v == v}
-        for student, row in table.iterrows()
-    }
-
-
-def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    replace_file(path, table.to_csv(index=False).encode())
-
-
-def _read(path: Path) -> Any:
-    import nbformat
-
-    return nbformat.read(path, as_version=4)
-
-
-def _write(notebook: Any, path: Path) -> None:
-    import nbformat
-
-    nbformat.write(notebook, path)
+    return {str(student): row.dropna().to_dict() for student, row in table.iterrows()}

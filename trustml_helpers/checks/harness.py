@@ -10,21 +10,22 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-Answer = Callable[..., Any]  # what a student wrote
+from trustml_helpers._support.arguments import shown
 
-_PACKAGE = Path(__file__).parent
-# What an answer may use of the package: networks, data, pictures, and what a check hands in.
-_ALLOWED = {
-    *("", "__init__", "models", "data", "figures"),
-    *("checks", "checking", "attack_checks", "smoothing_checks", "curve_checks", "masked"),
-}
+Answer = Callable[..., Any]  # what a student wrote
+Check = Callable[..., None]
+
+_PACKAGE = Path(__file__).parents[1]
+# What an answer may use of the package: networks, data, pictures, what a check hands in, and the
+# cellar, through which every function is called that declares its arguments.
+_ALLOWED = {"", "__init__", "models", "data", "figures", "checks", "_support"}
 
 
 class CheckFailed(AssertionError):
@@ -89,9 +90,6 @@ class Cases:
         raise CheckFailed("\n".join(lines), 1 - len(wrong) / total)
 
 
-Check = Callable[..., None]
-
-
 def check(cases: Callable[[Answer, Cases, torch.Generator], None]) -> Check:
     """Make ``(answer, case, generator) -> None`` a check ``(answer, *, seed=0) -> None``.
 
@@ -103,10 +101,8 @@ def check(cases: Callable[[Answer, Cases, torch.Generator], None]) -> Check:
     @functools.wraps(cases)
     def run(answer: Answer, *, seed: int = 0) -> None:
         if not callable(answer):
-            raise TypeError(
-                f"answer={answer!r}: expected the function itself, as in checks.{cases.__name__}"
-                f"({cases.__name__}), without calling it"
-            )
+            raise TypeError(f"answer={answer!r}: expected the function itself, as in checks."
+                            f"{cases.__name__}({cases.__name__}), without calling it")  # fmt: skip
         case = Cases(cases.__name__)
         with torch.random.fork_rng(devices=[]):
             cases(functools.partial(call, answer), case, torch.Generator().manual_seed(seed))
@@ -125,12 +121,9 @@ def score(points: float, check: Check, answer: Any, *, seed: int) -> float:
     try:
         with silence():
             check(answer, seed=seed)
-    except CheckFailed as failed:
+    except (CheckFailed, TypeError) as failed:
         print(failed)
-        return round(points * failed.share, 2)
-    except TypeError as failed:
-        print(failed)
-        return 0.0
+        return round(points * getattr(failed, "share", 0.0), 2)
     return float(points)
 
 
@@ -143,14 +136,15 @@ def call(answer: Answer, *args: Any, may_borrow: bool = False) -> Any:
     Raises:
         Wrong: if it is not written yet, fails (with the line), or hands the work to the package.
     """
-    borrowed: set[str] = set()
+    borrowed: list[str] = []
 
     def watch(frame: FrameType, event: str, _: Any) -> None:
-        name = _module(frame.f_code.co_filename)
-        if event != "call" or name in _ALLOWED or frame.f_code.co_name == "<module>":
+        code = frame.f_code
+        if event != "call" or borrowed or code.co_name == "<module>":
             return
-        if frame.f_back is None or _module(frame.f_back.f_code.co_filename) in _ALLOWED:
-            borrowed.add(f"{name}.{frame.f_code.co_name}")
+        if (room := _room(code)) not in _ALLOWED and _from_outside(frame.f_back, code):
+            name = code.co_qualname.partition(".<locals>")[0].removesuffix(".__init__")
+            borrowed.append(f"trustml_helpers.{room}.{name}")
 
     before = sys.getprofile()
     with silence():
@@ -164,10 +158,8 @@ def call(answer: Answer, *args: Any, may_borrow: bool = False) -> Any:
         finally:
             sys.setprofile(before)
     if borrowed and not may_borrow:
-        raise Wrong(
-            f"calls trustml_helpers.{min(borrowed)}. Write this one yourself, with torch, numpy "
-            "and scipy; only the last task may use the package"
-        )
+        raise Wrong(f"calls {borrowed[0]}. Write this one yourself, with torch, numpy and scipy; "
+                    "only the last task may use the package")  # fmt: skip
     if found is None:
         raise Wrong("returns None: is the return statement missing?")
     return found
@@ -183,15 +175,32 @@ def silence() -> Iterator[None]:
 
 @functools.lru_cache(maxsize=10_000)
 def _module(filename: str) -> str:
-    """The module of the package that a file is; empty if none."""
+    """A file of the package by its path in it, as ``attacks.gradient``; empty if it is none."""
     path = Path(filename)
-    return path.stem if path.parent == _PACKAGE else ""
+    inside = path.is_relative_to(_PACKAGE)
+    return ".".join(path.relative_to(_PACKAGE).with_suffix("").parts) if inside else ""
+
+
+def _room(code: CodeType) -> str:
+    return _module(code.co_filename).partition(".")[0]
+
+
+def _from_outside(caller: FrameType | None, callee: CodeType) -> bool:
+    """Whether a room is entered here; what it calls inside, it calls for itself."""
+    if caller and _module(caller.f_code.co_filename) == "_support.arguments":
+        # It calls what is declared, for its own caller; the rules of that room do not count.
+        if getattr(caller.f_locals.get("function"), "__code__", None) is not callee:
+            return False
+        caller = caller.f_back
+    return caller is None or _room(caller.f_code) in _ALLOWED
 
 
 def _where(error: BaseException) -> str:
     """An exception in one sentence, with the line of the student's code where it came up."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.name != "call"]
-    own = [f for f in frames if "site-packages" not in f.filename and f.line]
+    own = [
+        frame for frame in traceback.extract_tb(error.__traceback__)
+        if frame.line and "site-packages" not in frame.filename and not _module(frame.filename)
+    ]  # fmt: skip
     place = f" at line {own[-1].lineno}, `{own[-1].line}`" if own else ""
     return f"{type(error).__name__}{place}: {error}"
 
@@ -220,7 +229,7 @@ def number(found: Any, what: str) -> float:
     try:
         value = float(found.detach() if isinstance(found, Tensor) else found)
     except (TypeError, ValueError, RuntimeError):
-        raise Wrong(f"returns {_show(found)}, expected {what}") from None
+        raise Wrong(f"returns {shown(found)}, expected {what}") from None
     if value != value:
         raise Wrong(f"returns NaN, expected {what}")
     return value
@@ -235,13 +244,9 @@ def integer(found: Any, what: str) -> int:
 
 
 def agree(
-    found: Tensor | float,
-    expected: Tensor | float,
-    faults: Mapping[str, Tensor | float],
-    *,
-    unit: str = "",
-    tolerance: float = 1e-4,
-) -> None:
+    found: Tensor | float, expected: Tensor | float, faults: Mapping[str, Tensor | float], *,
+    unit: str = "", tolerance: float = 1e-4,
+) -> None:  # fmt: skip
     """Wrong unless two values agree; by name, if the value found is that of a known fault.
 
     Args:
@@ -264,10 +269,9 @@ def agree(
     if a.numel() == 1:
         raise Wrong(f"got {a.item():.6g}{unit}, expected {b.item():.6g}{unit}")
     apart = (a - b).abs()
-    raise Wrong(
-        f"{(apart > tolerance * size).double().mean():.0%} of the values differ, by at most "
-        f"{apart.max():.3g}{unit} (expected values up to {b.abs().max():.3g})"
-    )
+    raise Wrong(f"{(apart > tolerance * size).double().mean():.0%} of the values differ, by at "
+                f"most {apart.max():.3g}{unit} (expected values up to {b.abs().max():.3g})"
+                )  # fmt: skip
 
 
 def untouched(before: Tensor, after: Tensor, name: str) -> None:
@@ -287,8 +291,3 @@ def modes(model: nn.Module) -> list[bool]:
 
 def _float64(value: Tensor | float) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64).detach()
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else f"{type(value).__name__}"

@@ -61,10 +61,8 @@ class MaskedDefense(nn.Module):
 
 def masked_defenses(seed: int = 0) -> dict[str, MaskedDefense]:
     """Three defenses that look strong, by name; see :class:`MaskedDefense`."""
-    return {
-        kind: MaskedDefense(kind, load("mnist_smallcnn_standard_seed1"), seed).eval()
-        for kind in GOALS
-    }
+    network = partial(load, "mnist_smallcnn_standard_seed1")  # a fresh one for each
+    return {kind: MaskedDefense(kind, network(), seed).eval() for kind in GOALS}
 
 
 def accuracy_left(answer: Answer, seed: int = 0) -> dict[str, float]:
@@ -85,10 +83,8 @@ def accuracy_left(answer: Answer, seed: int = 0) -> dict[str, float]:
         found = answer(defense, x.clone(), y, MASKED_EPS)
         found = tensor(found, x, "one attacked image per image").to(x.dtype)
         if defense.asked > PASSES * len(x):
-            raise Wrong(
-                f"{kind}: asks the network {defense.asked / len(x):.0f} times per image, allowed "
-                f"are {PASSES:,}"
-            )
+            raise Wrong(f"{kind}: asks the network {defense.asked / len(x):.0f} times per image, "
+                        f"allowed are {PASSES:,}")  # fmt: skip
         stays(found, x, MASKED_EPS, "linf")
         with torch.no_grad():
             right = [(defense.eval()(found).argmax(1) == y).double() for _ in range(10)]

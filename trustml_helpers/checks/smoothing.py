@@ -130,18 +130,15 @@ def _noise(model: _Recorder, x: Tensor, sigma: float, n: int, batch: int) -> Non
         raise Wrong("draws the same noise in every batch: do not seed the generator again")
     # With n * 256 >= 23,040 normal values the spread is off by 4 % with probability below 1e-16.
     spread = rows.std().item()
-    for what, value in (
-        ("", sigma),
-        ("its variance is sigma; sigma is the standard deviation", math.sqrt(sigma)),
-        ("sigma is squared: multiply standard normal noise by sigma", sigma**2),
-        ("standard normal noise: multiply it by sigma", 1.0),
-        ("divided by 255: sigma is in pixel units of [0, 1]", sigma / 255),
-    ):
-        if abs(spread / value - 1) < 0.04:
-            if what:
+    if abs(spread / sigma - 1) >= 0.04:
+        for value, what in (
+            (math.sqrt(sigma), "its variance is sigma; sigma is the standard deviation"),
+            (sigma**2, "sigma is squared: multiply standard normal noise by sigma"),
+            (1.0, "standard normal noise: multiply it by sigma"),
+            (sigma / 255, "divided by 255: sigma is in pixel units of [0, 1]"),
+        ):
+            if abs(spread / value - 1) < 0.04:
                 raise Wrong(f"the noise has standard deviation {spread:.3g}, not {sigma}: {what}")
-            break
-    else:
         raise Wrong(f"the noise has standard deviation {spread:.3g}, expected sigma = {sigma}")
     if stats.kurtosis(rows.flatten().numpy()) < -0.5:
         raise Wrong("the noise is uniform, not normal: torch.randn, not torch.rand")
@@ -189,9 +186,8 @@ def predict(answer: Answer, case: Cases, generator: torch.Generator) -> None:
     total = _whole(generator, 80, 140)
     for name, alpha, third in (
         ("two classes, at the border of the test", 0.05, 0),
-        ("many votes for other classes", 0.05, total // 2),
-        ("small alpha", 0.001, 7),
-    ):
+        ("many votes for other classes", 0.05, total // 2), ("small alpha", 0.001, 7),
+    ):  # fmt: skip
         least = _border(total, alpha)
         with case(name):
             wanted, found = [], []
@@ -222,10 +218,8 @@ def _predictions(found: list[int], wanted: list[tuple[int, int, int, int, float]
             raise Wrong(what)
     at = next(i for i, (f, r) in enumerate(zip(found, right, strict=True)) if f != r)
     label, a, b, n, alpha = wanted[at]
-    raise Wrong(
-        f"{a} votes for class {label}, {b} for the next, {n} in all, alpha = {alpha}: got "
-        f"{found[at]}, expected {right[at]}"
-    )
+    raise Wrong(f"{a} votes for class {label}, {b} for the next, {n} in all, alpha = {alpha}: got "
+                f"{found[at]}, expected {right[at]}")  # fmt: skip
 
 
 class _Votes:
@@ -237,8 +231,7 @@ class _Votes:
 
     def __call__(self, n: int) -> Tensor:
         self.asked.append(int(n))
-        which = min(len(self.asked), 2) - 1
-        return torch.tensor(self.prepared[which])
+        return torch.tensor(self.prepared[min(len(self.asked), 2) - 1])
 
 
 def _certified(k: int, n: int, alpha: float, sigma: float, fault: str = "") -> float | None:
@@ -274,62 +267,43 @@ def certify(answer: Answer, case: Cases, generator: torch.Generator) -> None:
         return counts
 
     many, few = int(_uniform(generator, 0.75, 0.95) * n), int(0.515 * n)
-    clear = (votes(n0, 45), votes(n, many), many, 0.5)
-    disagree = (votes(n0, 40), votes(n, n // 3), n // 3, 1.0)
+    clear = (votes(n0, 45), votes(n, many), 0.5)
     for name, runs in (
         ("a clear class", [clear]),
-        ("all votes agree", [(votes(n0, n0), votes(n, n), n, 0.25)]),
-        ("clear, and just above one half", [clear, (votes(n0, 30), votes(n, few), few, 0.5)]),
-        ("clear, and the two samples disagree", [clear, disagree]),
+        ("all votes agree", [(votes(n0, n0), votes(n, n), 0.25)]),
+        ("clear, and just above one half", [clear, (votes(n0, 30), votes(n, few), 0.5)]),
+        ("clear, and the two samples disagree", [clear, (votes(n0, 40), votes(n, n // 3), 1.0)]),
     ):
         with case(name):
-            for first, second, k, sigma in runs:
-                sample = _Votes(first, second)
-                label, radius = _pair(answer(sample, n0, n, 0.001, sigma))
-                _asked(sample.asked, n0, n)
-                if first is disagree[0]:
-                    _disagree(label, top, other)
-                _certificate(label, radius, top, k, n, 0.001, sigma, first[top], n0)
-
-
-def _disagree(label: int, top: int, other: int) -> None:
-    """Wrong unless it abstains where the n0 votes favour ``top`` and the n votes ``other``."""
-    if label == other:
-        raise Wrong(
-            "selects the class by the second sample: the one that is counted may not also "
-            "choose. Take the top class of the n0 samples"
-        )
-    if label == top:
-        raise Wrong(
-            "answers the class of the first sample, which has a third of the votes of the second: "
-            "count it there, and abstain where its bound is not above 1/2"
-        )
-
-
-def _pair(found: Any) -> tuple[int, float]:
-    if not isinstance(found, tuple | list) or len(found) != 2:
-        raise Wrong(f"returns {type(found).__name__}, expected two values: class and radius")
-    return integer(found[0], "a class or -1"), number(found[1], "a radius, 0.0 when abstaining")
-
-
-def _asked(asked: list[int], n0: int, n: int) -> None:
-    if asked == [n0, n]:
-        return
-    if len(asked) == 1:
-        raise Wrong(
-            f"draws one sample of {asked[0]}: the samples that select may not be counted again. "
-            "Draw n0 to select and n fresh ones to count"
-        )
-    shown = f"{asked[:4]}, ..." if len(asked) > 4 else str(asked)
-    raise Wrong(
-        f"draws samples of {shown}, expected n0 = {n0} first and then n = {n}, in two calls"
-    )
+            for first, second, sigma in runs:
+                _certificate(answer, first, second, sigma, top, other)
 
 
 def _certificate(
-    label: int, radius: float, top: int, k: int, n: int, alpha: float, sigma: float,
-    k0: int, n0: int,
-) -> None:  # fmt: skip
+    answer: Answer, first: list[int], second: list[int], sigma: float, top: int, other: int
+) -> None:
+    """Wrong unless CERTIFY asks for both samples and answers right; ``first`` favours ``top``."""
+    n0, n, k0, k, alpha = sum(first), sum(second), first[top], second[top], 0.001
+    sample = _Votes(first, second)
+    found = answer(sample, n0, n, alpha, sigma)
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise Wrong(f"returns {type(found).__name__}, expected two values: class and radius")
+    label = integer(found[0], "a class or -1")
+    radius = number(found[1], "a radius, 0.0 when abstaining")
+    if len(sample.asked) == 1:
+        raise Wrong(f"draws one sample of {sample.asked[0]}: the samples that select may not be "
+                    "counted again. Draw n0 to select and n fresh ones to count")  # fmt: skip
+    if sample.asked != [n0, n]:
+        more = ", ..." * (len(sample.asked) > 4)
+        raise Wrong(f"draws samples of {sample.asked[:4]}{more}, expected n0 = {n0} first and then "
+                    f"n = {n}, in two calls")  # fmt: skip
+    if label == other and k < second[other]:
+        raise Wrong("selects the class by the second sample: the one that is counted may not also "
+                    "choose. Take the top class of the n0 samples")  # fmt: skip
+    if label == top and k < second[other]:
+        raise Wrong("answers the class of the first sample, which has a third of the votes of the "
+                    "second: count it there, and abstain where its bound is not above 1/2"
+                    )  # fmt: skip
     expected = _certified(k, n, alpha, sigma)
     if label == ABSTAIN and expected is not None:
         raise Wrong(f"abstains with {k} of {n} votes: the bound is above 1/2")
@@ -339,10 +313,8 @@ def _certificate(
     if label != top:
         raise Wrong(f"class {label}, expected {top}")
     if math.isinf(radius):
-        raise Wrong(
-            "an infinite radius: all votes agree, but p = 1 cannot be known from n samples. The "
-            "bound for k = n is alpha ** (1 / n)"
-        )
+        raise Wrong("an infinite radius: all votes agree, but p = 1 cannot be known from n "
+                    "samples. The bound for k = n is alpha ** (1 / n)")  # fmt: skip
     faults = {
         what: value
         for fault, what in _CERTIFY_FAULTS.items()

@@ -1,4 +1,4 @@
-"""Every figure of the course: takes results, computes nothing, returns a matplotlib Figure.
+"""The figures of a general form, and the style that all share.
 
 One style for all: large type for the last row, the Okabe-Ito palette, and a line style and a
 marker of its own for every line, so that nothing depends on colour alone.
@@ -6,24 +6,19 @@ marker of its own for every line, so that nothing depends on colour alone.
 
 from __future__ import annotations
 
-import functools
 import io
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import (
-    FixedLocator,
-    LogLocator,
-    MaxNLocator,
-    NullFormatter,
-    NullLocator,
-    StrMethodFormatter,
-)
 from torch import Tensor
+
+from trustml_helpers._support.arguments import Rule, declared, kind, maybe, number, whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,58 +30,83 @@ PLATE = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}  # 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SIGNED = "PuOr_r"  # diverging, safe for the colour-blind: purple below zero, orange above
 STYLE: dict[Any, Any] = {
-    "figure.dpi": 100,
-    "figure.constrained_layout.use": True,
-    "font.size": 12,
-    "axes.titlesize": 13,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "lines.linewidth": 2.2,
-    "lines.markersize": 6,
-    "legend.frameon": False,
+    "figure.dpi": 100, "figure.constrained_layout.use": True, "font.size": 12,
+    "axes.titlesize": 13, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.alpha": 0.3, "lines.linewidth": 2.2, "lines.markersize": 6, "legend.frameon": False,
     "image.cmap": "gray",
-}
+}  # fmt: skip
 UPPER_BOUND = "an attack gives an upper bound on robust accuracy"
 
-P = ParamSpec("P")
+styled = matplotlib.rc_context(STYLE)  # a decorator: the style holds while a figure is drawn
 
 
-def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    @functools.wraps(draw)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with plt.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return wrapped
+# --- what the arguments may be --------------------------------------------------------------------
 
 
-def filled(**given: Any) -> None:
-    """Refuse what would leave nothing to draw."""
-    for name, values in given.items():
+def some(what: str) -> Rule:
+    """At least one of them: without, there is nothing to draw."""
+
+    def read(values: Any) -> Any:
         if len(values) == 0:
-            raise ValueError(f"{name} is empty: expected at least one")
+            raise ValueError
+        return values
+
+    return Rule(f"at least one {what}", read, ([], {}, None, 17))
 
 
-def check_one_each(name: str, values: Sequence[Any] | None, count: int, of: str) -> None:
-    """Refuse names, where any are given, of which there are too few or too many."""
-    if values and len(values) != count:
+def one_each(name: str, values: Sequence[Any] | None, count: int, of: str) -> None:
+    """Refuse too few or too many, where any are given."""
+    if values is not None and len(values) != count:
         raise ValueError(f"{name} has {len(values)} for {count} {of}: expected one for each")
 
 
+def _sentence(text: Any) -> str:
+    if not isinstance(text, str) or len(text.split()) < 5:
+        raise ValueError
+    return text
+
+
+def _class_of_all(rows: Sequence[tuple[str, Tensor, Tensor, Tensor]], label: int | None) -> None:
+    classes = min(len(probabilities) for *_, probabilities in rows)
+    if label is not None and label >= classes:
+        raise ValueError(f"label={label}: expected a class from 0 to {classes - 1}, or None")
+
+
+def _texts_fit(images: Any, titles: Any, row_names: Any) -> None:
+    for r, row in enumerate(images):
+        some("image")(f"images[{r}]", row)
+    one_each("titles", titles or None, len(images), "rows")
+    for r, texts in enumerate(titles or ()):
+        one_each(f"titles[{r}]", texts or None, len(images[r]), "images")
+    one_each("row_names", row_names or None, len(images), "rows")
+
+
+def _lines_fit(panels: Any, titles: Any) -> None:
+    for where, x, lines in panels:
+        for name, y in lines.items():
+            one_each(f"panels: {name!r}", y, len(x), f"values of {where}")
+    one_each("titles", titles or None, len(panels), "panels")
+
+
+def _not_empty(table: pd.DataFrame) -> None:
+    if table.empty:
+        raise ValueError("table is empty: expected at least one row and one column")
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+@declared(
+    figure=kind("a matplotlib Figure, such as figures.curves(...) returns", Figure),
+    alt=Rule("a sentence that says what the figure shows", _sentence, ("plot", "", None)),
+)
 def show(figure: Figure, alt: str) -> None:
     """Display a figure in a notebook with a text alternative, and close it.
 
     Args:
         figure: what a function of this module returned.
         alt: what the picture shows, for readers who cannot see it.
-
-    Raises:
-        ValueError: if ``alt`` is too short to say anything.
     """
-    if len(alt.split()) < 5:
-        raise ValueError(f"alt={alt!r}: expected a sentence that says what the figure shows")
     from IPython.display import display
 
     shown = {"image/png": _png(figure), "text/plain": repr(figure)}
@@ -94,14 +114,13 @@ def show(figure: Figure, alt: str) -> None:
     plt.close(figure)
 
 
+@styled  # here as well: the resolution is read when the picture is made
 def _png(figure: Figure) -> bytes:
     """The picture, with a palette of 256 colours where nobody can see that: a third of the size."""
     from PIL import Image, ImageChops, ImageStat
 
     raw, small = io.BytesIO(), io.BytesIO()
-    # The style must hold here as well: the resolution is read when the picture is made.
-    with plt.rc_context(STYLE):
-        figure.savefig(raw, format="png", bbox_inches="tight")
+    figure.savefig(raw, format="png", bbox_inches="tight")
     whole = Image.open(raw).convert("RGB")
     palette = whole.quantize(256, dither=Image.Dither.NONE)
     palette.save(small, format="png", optimize=True)
@@ -118,16 +137,13 @@ def _picture(axes: Axes, image: Any, title: str = "", *, signed: float | None = 
     scale = {"vmin": 0, "vmax": 1} if signed is None else {"vmin": -signed, "vmax": signed}
     cmap = "gray" if signed is None else SIGNED
     shown = axes.imshow(pixels, cmap=cmap, interpolation="nearest", **scale)
-    axes.set(xticks=[], yticks=[])
+    axes.set(xticks=[], yticks=[], title=title)
     axes.grid(visible=False)
-    for spine in axes.spines.values():
-        spine.set_visible(True)
-        spine.set_color("0.6")
-    if title:
-        axes.set_title(title)
+    axes.spines[:].set(visible=True, color="0.6")
     return shown
 
 
+@declared(_class_of_all, rows=some("row"), label=maybe(whole()))
 @styled
 def perturbations(
     rows: Sequence[tuple[str, Tensor, Tensor, Tensor]], *, label: int | None = None
@@ -139,22 +155,15 @@ def perturbations(
             ``(K,)``.
         label: the true class, hatched in the bar chart.
     """
-    filled(rows=rows)
-    classes = min(len(probabilities) for *_, probabilities in rows)
-    if label is not None and not 0 <= label < classes:
-        raise ValueError(f"label={label}: expected a class from 0 to {classes - 1}, or None")
-    fig, grid = plt.subplots(
-        len(rows), 4, figsize=(11, 2.9 * len(rows)), squeeze=False,
-        gridspec_kw={"width_ratios": [1, 1.15, 1, 1.5]},
-    )  # fmt: skip
+    fig, grid = plt.subplots(len(rows), 4, figsize=(11, 2.9 * len(rows)), squeeze=False,
+                             width_ratios=[1, 1.15, 1, 1.5])  # fmt: skip
     for axes, (name, x, x_adv, probabilities) in zip(grid, rows, strict=True):
         delta = x_adv - x
         size = max(float(delta.abs().max()), 1e-3)
         _picture(axes[0], x, "image $x$")
         shown = _picture(axes[1], delta, r"perturbation $\delta$", signed=size)
         fig.colorbar(shown, ax=axes[1], shrink=0.8, ticks=[-size, 0, size], format="%.2f")
-        predicted = int(probabilities.argmax())
-        _picture(axes[2], x_adv, rf"$x+\delta$: says {predicted}")
+        _picture(axes[2], x_adv, rf"$x+\delta$: says {int(probabilities.argmax())}")
         axes[0].set_ylabel(name)
         _probability_bars(axes[3], probabilities, label)
     return fig
@@ -172,15 +181,12 @@ def _probability_bars(axes: Axes, probabilities: Tensor, label: int | None) -> N
     axes.grid(visible=False, axis="x")
 
 
+@declared(_texts_fit, images=some("row"), width=number("(0, inf)", "in inches"))
 @styled
 def pictures(
-    images: Sequence[Sequence[Tensor]],
-    titles: Sequence[Sequence[str]] | None = None,
-    row_names: Sequence[str] | None = None,
-    *,
-    signed: Sequence[int] = (),
-    width: float = 1.35,
-) -> Figure:
+    images: Sequence[Sequence[Tensor]], titles: Sequence[Sequence[str]] | None = None,
+    row_names: Sequence[str] | None = None, *, signed: Sequence[int] = (), width: float = 1.35,
+) -> Figure:  # fmt: skip
     """A grid of images with a title over each.
 
     Args:
@@ -190,13 +196,6 @@ def pictures(
             its own symmetric scale.
         width: inches per image.
     """
-    filled(images=images)
-    for r, row in enumerate(images):
-        filled(**{f"images[{r}]": row})
-    check_one_each("titles", titles, len(images), "rows")
-    for r, texts in enumerate(titles or ()):
-        check_one_each(f"titles[{r}]", texts, len(images[r]), "images")
-    check_one_each("row_names", row_names, len(images), "rows")
     tall, wide = len(images), max(len(row) for row in images)
     left = 1.0 if row_names else 0.0
     size = (left + width * wide, (width + (0.35 if titles else 0.08)) * tall)
@@ -211,19 +210,13 @@ def pictures(
     return fig
 
 
+@declared(_lines_fit, panels=some("panel"))
 @styled
 def curves(
-    panels: Sequence[tuple[str, Sequence[float], Mapping[str, Sequence[float]]]],
-    ylabel: str,
-    *,
-    ylim: tuple[float, float] | None = (0, 1),
-    note: str = "",
-    titles: Sequence[str] | None = None,
-    logx: bool = False,
-    logy: bool = False,
-    legend: str = "best",
-    reference: Collection[str] = (),
-) -> Figure:
+    panels: Sequence[tuple[str, Sequence[float], Mapping[str, Sequence[float]]]], ylabel: str, *,
+    ylim: tuple[float, float] | None = (0, 1), note: str = "", titles: Sequence[str] | None = None,
+    logx: bool = False, logy: bool = False, legend: str = "best", reference: Collection[str] = (),
+) -> Figure:  # fmt: skip
     """Lines in one or more panels side by side.
 
     Args:
@@ -236,56 +229,42 @@ def curves(
         legend: matplotlib's position of the legend in each panel, or ``"outside"``.
         reference: names of lines that are no data, such as a level: thin, dark, without markers.
     """
-    filled(panels=panels)
-    for where, x, lines in panels:
-        for name, y in lines.items():
-            if len(y) != len(x):
-                raise ValueError(f"panels: {name!r} has {len(y)} values at {len(x)} {where}")
-    check_one_each("titles", titles, len(panels), "panels")
     names = list(dict.fromkeys(name for _, _, lines in panels for name in lines))
     names = [name for name in names if name not in reference]
-    fig, grid = plt.subplots(
-        1,
-        len(panels),
-        figsize=(5.6 * len(panels) + 0.8, 4.0),
-        squeeze=False,
-        sharey=ylim is not None,
-    )
+    fig, grid = plt.subplots(1, len(panels), figsize=(5.6 * len(panels) + 0.8, 4.0),
+                             squeeze=False, sharey=ylim is not None)  # fmt: skip
     for k, (axes, (xlabel, x, lines)) in enumerate(zip(grid[0], panels, strict=True)):
         for name, y in lines.items():
             if name in reference:
                 axes.plot(x, y, label=name, color="0.25", linestyle=(0, (6, 3)), linewidth=1.2)
                 continue
             look = names.index(name) % len(PALETTE)
-            every = max(1, len(x) // 12)
             axes.plot(x, y, label=name, color=PALETTE[look], linestyle=LINES[look],
-                      marker=MARKERS[look], markevery=every)  # fmt: skip
+                      marker=MARKERS[look], markevery=max(1, len(x) // 12))  # fmt: skip
         axes.set(xlabel=xlabel, ylabel=ylabel if k == 0 or ylim is None else "")
         if ylim is not None:
-            axes.set_ylim(
-                ylim[0] - 0.02 * (ylim[1] - ylim[0]), ylim[1] + 0.02 * (ylim[1] - ylim[0])
-            )
+            margin = 0.02 * (ylim[1] - ylim[0])
+            axes.set_ylim(ylim[0] - margin, ylim[1] + margin)
         if logx and _any_positive([x]):
             axes.set_xscale("log")
             if len(x) <= 10:  # the values themselves, not powers of ten between them
-                axes.xaxis.set_major_locator(FixedLocator(x))
-                axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-                axes.xaxis.set_minor_locator(NullLocator())
-            axes.xaxis.set_minor_formatter(NullFormatter())  # no labels, which take long to place
+                axes.xaxis.set_major_locator(ticker.FixedLocator(x))
+                axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,g}"))
+                axes.xaxis.set_minor_locator(ticker.NullLocator())
+            axes.xaxis.set_minor_formatter(ticker.NullFormatter())  # labels take long to place
         elif all(float(value).is_integer() for value in x):
-            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+            axes.xaxis.set_major_locator(ticker.MaxNLocator("auto", integer=True))
         if logy and _any_positive(lines.values()):
             axes.set_yscale("log")
             low, high = axes.get_ylim()
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
-            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            subs = (1, 2, 5) if high < 300 * low else (1,)
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=subs))
+            axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_formatter(ticker.NullFormatter())
         if titles:
             axes.set_title(titles[k])
-        if legend == "outside":
-            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=11)
-        else:
-            axes.legend(loc=legend, fontsize=11)
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+        axes.legend(fontsize=11, **(beside if legend == "outside" else {"loc": legend}))
     if note:
         fig.supxlabel(note, fontsize=10, color="0.3", style="italic")
     return fig
@@ -296,6 +275,7 @@ def _any_positive(rows: Iterable[Sequence[float]]) -> bool:
     return any(0 < value < np.inf for row in rows for value in row)
 
 
+@declared(_not_empty)
 @styled
 def matrix(table: pd.DataFrame, *, xlabel: str = "", ylabel: str = "", note: str = "") -> Figure:
     """A table of shares in [0, 1] as annotated squares, in percent.
@@ -305,17 +285,15 @@ def matrix(table: pd.DataFrame, *, xlabel: str = "", ylabel: str = "", note: str
         xlabel, ylabel: what columns and rows are.
         note: a small line under the figure.
     """
-    filled(table=table)
     values = table.to_numpy(dtype=float)
     fig, axes = plt.subplots(figsize=(3.2 + 1.15 * values.shape[1], 1.6 + 0.55 * values.shape[0]))
     axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     for (r, c), value in np.ndenumerate(values):
         axes.text(c, r, f"{100 * value:.1f}", ha="center", va="center",
                   color="black" if value > 0.55 else "white")  # fmt: skip
-    axes.set_xticks(
-        range(values.shape[1]), [str(name).replace(" ", "\n", 1) for name in table.columns]
-    )
-    axes.set_yticks(range(values.shape[0]), [str(name) for name in table.index])
+    columns = [str(name).replace(" ", "\n", 1) for name in table.columns]
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(table)), [str(name) for name in table.index])
     axes.tick_params(length=0, top=True, bottom=False, labeltop=True, labelbottom=False)
     axes.grid(visible=False)
     # Apart from the names of columns and rows, also in their look.

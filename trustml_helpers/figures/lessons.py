@@ -1,4 +1,4 @@
-"""The figures of single lessons that :mod:`figures` has no general form for."""
+"""The figures of single lessons that have no general form."""
 
 from __future__ import annotations
 
@@ -11,9 +11,20 @@ from matplotlib import patheffects
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from trustml_helpers.figures.general import LINES, MARKERS, PALETTE, PLATE, filled, styled
+from trustml_helpers._support.arguments import SIGMA, declared, number, numbers
+from trustml_helpers._support.tensors import TENSOR
+from trustml_helpers.figures.general import LINES, MARKERS, PALETTE, PLATE, some, styled
+
+_PLACES = numbers("(-inf, inf)")
+_SYMBOLS = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$"}
 
 
+def _known_norms(steps: Mapping[str, Any]) -> None:
+    for name in steps.keys() - _SYMBOLS.keys():
+        raise ValueError(f"steps: {name!r} is no norm, expected {', '.join(_SYMBOLS)}")
+
+
+@declared(_known_norms, steps=some("step"))
 @styled
 def norm_balls(gradient: tuple[float, float], steps: Mapping[str, tuple[float, float]]) -> Figure:
     """The unit balls of l-inf, l2 and l1 in the plane, and the best step in each.
@@ -22,11 +33,6 @@ def norm_balls(gradient: tuple[float, float], steps: Mapping[str, tuple[float, f
         gradient: the direction in which the loss grows.
         steps: ``{"linf" | "l2" | "l1": the maximiser of gradient . step on the unit ball}``.
     """
-    filled(steps=steps)
-    symbols = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$"}
-    for name in steps:
-        if name not in symbols:
-            raise ValueError(f"steps: {name!r} is no norm, expected {', '.join(symbols)}")
     angle = np.linspace(0, 2 * np.pi, 200)
     outlines = {
         "linf": (np.array([1, 1, -1, -1, 1]), np.array([1, -1, -1, 1, 1])),
@@ -35,34 +41,25 @@ def norm_balls(gradient: tuple[float, float], steps: Mapping[str, tuple[float, f
     }
     fig, grid = plt.subplots(1, len(steps), figsize=(3.6 * len(steps), 3.7), squeeze=False)
     for axes, (name, step) in zip(grid[0], steps.items(), strict=True):
-        axes.fill(
-            *outlines[name], facecolor=PALETTE[4], alpha=0.3, edgecolor=PALETTE[0], linewidth=2
-        )
-        for vector, colour, text in (
-            (gradient, "black", "gradient"),
-            (step, PALETTE[1], "best step"),
-        ):
-            axes.annotate("", vector, (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour,
-                          "lw": 2.2, "linestyle": "--" if text == "gradient" else "-"})  # fmt: skip
-            axes.plot(
-                [], [], color=colour, linestyle="--" if text == "gradient" else "-", label=text
-            )
-        axes.set(title=symbols[name], xlim=(-1.5, 1.7), ylim=(-1.5, 1.7), aspect="equal",
-                 xlabel=r"pixel 1", ylabel=r"pixel 2")  # fmt: skip
+        axes.fill(*outlines[name], facecolor=PALETTE[4], alpha=0.3, edgecolor=PALETTE[0], lw=2)
+        for vector, colour, line, text in (
+            (gradient, "black", "--", "gradient"), (step, PALETTE[1], "-", "best step"),
+        ):  # fmt: skip
+            arrow = {"arrowstyle": "-|>", "color": colour, "lw": 2.2, "linestyle": line}
+            axes.annotate("", vector, (0, 0), arrowprops=arrow)
+            axes.plot([], [], color=colour, linestyle=line, label=text)
+        axes.set(title=_SYMBOLS[name], xlim=(-1.5, 1.7), ylim=(-1.5, 1.7), aspect="equal",
+                 xlabel="pixel 1", ylabel="pixel 2")  # fmt: skip
     grid[0, -1].legend(loc="lower right", fontsize=10, borderaxespad=0)
     return fig
 
 
+@declared(a=_PLACES, b=_PLACES, loss=TENSOR, correct=TENSOR)
 @styled
 def loss_surface(
-    a: Sequence[float],
-    b: Sequence[float],
-    loss: Tensor,
-    correct: Tensor,
-    *,
-    labels: tuple[str, str],
-    marks: Mapping[str, tuple[float, float]] | None = None,
-) -> Figure:
+    a: Sequence[float], b: Sequence[float], loss: Tensor, correct: Tensor, *,
+    labels: tuple[str, str], marks: Mapping[str, tuple[float, float]] | None = None,
+) -> Figure:  # fmt: skip
     """A loss over a plane through an image: level lines, a relief, and where the label is right.
 
     Args:
@@ -74,20 +71,12 @@ def loss_surface(
     """
     fig = plt.figure(figsize=(10.5, 4))
     flat, relief = fig.add_subplot(1, 2, 1), fig.add_subplot(1, 2, 2, projection="3d")
-    horizontal, vertical = np.meshgrid(np.asarray(a), np.asarray(b), indexing="ij")
+    horizontal, vertical = np.meshgrid(a, b, indexing="ij")
     height = loss.numpy()
-    filled = flat.contourf(horizontal, vertical, height, levels=14, cmap="cividis")
+    shades = flat.contourf(horizontal, vertical, height, levels=14, cmap="cividis")
     if bool(correct.any()) and not bool(correct.all()):
-        border = correct.numpy().astype(float)
-        flat.contour(
-            horizontal,
-            vertical,
-            border,
-            levels=[0.5],
-            colors="white",
-            linewidths=2.5,
-            linestyles="--",
-        )
+        flat.contour(horizontal, vertical, correct.numpy().astype(float), levels=[0.5],
+                     colors="white", linewidths=2.5, linestyles="--")  # fmt: skip
         flat.plot([], [], color="white", linestyle="--", label="label changes")
     for k, (name, point) in enumerate((marks or {}).items()):
         look: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 11}
@@ -97,22 +86,19 @@ def loss_surface(
     # Dark as the smallest loss: the marks are white.
     dark = plt.get_cmap("cividis")(0)
     flat.legend(loc="upper left", fontsize=10, facecolor=dark, labelcolor="white", frameon=True)
-    fig.colorbar(filled, ax=flat).ax.set_title("loss", fontsize=10)
+    fig.colorbar(shades, ax=flat).ax.set_title("loss", fontsize=10)
     relief.plot_surface(horizontal, vertical, height, cmap="cividis", linewidth=0)
     relief.set(xlabel="attack direction", ylabel="random direction", zlabel="cross-entropy")
     relief.view_init(elev=28, azim=-125)
     return fig
 
 
+@declared(theta=_PLACES, envelope=_PLACES, at=number("(-inf, inf)"))
 @styled
 def danskin(
-    theta: Sequence[float],
-    members: Mapping[str, Sequence[float]],
-    envelope: Sequence[float],
-    at: float,
-    tangent: tuple[float, float],
-    maximiser: str,
-) -> Figure:
+    theta: Sequence[float], members: Mapping[str, Sequence[float]], envelope: Sequence[float],
+    at: float, tangent: tuple[float, float], maximiser: str,
+) -> Figure:  # fmt: skip
     """A family of losses, their maximum, and the tangent that Danskin's theorem gives.
 
     Args:
@@ -134,23 +120,19 @@ def danskin(
     axes.plot([at], [value], "o", color=PALETTE[5], markersize=11, markeredgecolor="black",
               label=f"slope {slope:+.2f}, from {maximiser}")  # fmt: skip
     low, high = float(np.min(envelope)), float(np.max(envelope))
-    axes.set(
-        xlabel=r"parameter $\theta$", ylabel="loss", ylim=(low - 0.6 * (high - low), high * 1.05)
-    )
+    axes.set(xlabel=r"parameter $\theta$", ylabel="loss",
+             ylim=(low - 0.6 * (high - low), high * 1.05))  # fmt: skip
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=11)
     return fig
 
 
+@declared(t=_PLACES, share=numbers("[0, 1]"))
 @styled
 def shifted_densities(
-    t: Sequence[float],
-    densities: Mapping[str, Sequence[float]],
-    share: Sequence[float],
-    *,
-    xlabel: str,
-    marks: Mapping[str, float] | None = None,
+    t: Sequence[float], densities: Mapping[str, Sequence[float]], share: Sequence[float], *,
+    xlabel: str, marks: Mapping[str, float] | None = None,
     places: Mapping[str, float] | None = None,
-) -> Figure:
+) -> Figure:  # fmt: skip
     """Densities on a line and, below them, the share of each place that a classifier calls A.
 
     Args:
@@ -181,15 +163,13 @@ def shifted_densities(
     return fig
 
 
+@declared(panels=some("panel"), sigma=SIGMA)
 @styled
 def plane(
-    edges: tuple[Sequence[float], Sequence[float]],
-    panels: Mapping[str, Any],
-    *,
-    centres: Mapping[str, tuple[float, float]],
-    sigma: float,
+    edges: tuple[Sequence[float], Sequence[float]], panels: Mapping[str, Any], *,
+    centres: Mapping[str, tuple[float, float]], sigma: float,
     border: tuple[tuple[float, float], float] | None = None,
-) -> Figure:
+) -> Figure:  # fmt: skip
     """Shares in [0, 1] on the cells of a plane, with level sets of Gaussians drawn over them.
 
     Args:
@@ -200,7 +180,6 @@ def plane(
         border: a vector, drawn as an arrow from the origin, and the distance at which a dashed line
             crosses its direction at right angles.
     """
-    filled(panels=panels)
     fig, grid = plt.subplots(1, len(panels), figsize=(4.6 * len(panels) + 0.6, 4.4), squeeze=False)
     angle = np.linspace(0, 2 * np.pi, 100)
     for axes, (title, values) in zip(grid[0], panels.items(), strict=True):

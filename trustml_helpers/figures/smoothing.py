@@ -1,4 +1,4 @@
-"""The figures of randomized smoothing that :mod:`figures` has no general form for."""
+"""The figures of randomized smoothing."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from trustml_helpers.figures.general import PALETTE, PLATE, curves, filled, styled
+from trustml_helpers._support.arguments import SIGMA, declared
+from trustml_helpers.figures.general import PALETTE, PLATE, curves, one_each, some, styled
 
 _HATCHES = ("", "//", "..", "xx", "--")
+_RADIUS = r"radius $r$ in $\ell_2$, pixel units"
 
 
 def _regions(axes: Axes, axis: Sequence[float], classes: Any, title: str) -> None:
@@ -36,13 +38,19 @@ def _regions(axes: Axes, axis: Sequence[float], classes: Any, title: str) -> Non
     axes.grid(visible=False)
 
 
-def _check_classes(name: str, classes: Any) -> None:
+def _told_apart(classes: Any, name: str = "classes") -> None:
     """Refuse classes that have no colour and hatching of their own."""
     low, high = int(np.min(np.asarray(classes))), int(np.max(np.asarray(classes)))
     if not 0 <= low <= high < len(_HATCHES):
         raise ValueError(f"{name} holds classes {low} to {high}, expected 0 to {len(_HATCHES) - 1}")
 
 
+def _all_told_apart(panels: Mapping[str, Any]) -> None:
+    for title, classes in panels.items():
+        _told_apart(classes, f"panels: {title!r}")
+
+
+@declared(_all_told_apart, panels=some("panel"))
 @styled
 def regions(axis: Sequence[float], panels: Mapping[str, Any]) -> Figure:
     """Decision regions of several classifiers of the plane, side by side.
@@ -51,24 +59,24 @@ def regions(axis: Sequence[float], panels: Mapping[str, Any]) -> Figure:
         axis: coordinates along both axes, ``(m,)``.
         panels: by title, classes ``(m, m)``, the first index along the horizontal axis.
     """
-    filled(panels=panels)
-    for title, classes in panels.items():
-        _check_classes(f"panels: {title!r}", classes)
     fig, grid = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.3), squeeze=False)
     for axes, (title, classes) in zip(grid[0], panels.items(), strict=True):
         _regions(axes, axis, classes, title)
     return fig
 
 
+def _bounds_have_bars(shares: Sequence[float], bounds: Mapping[int, Any]) -> None:
+    for k in bounds:
+        if not 0 <= k < len(shares):
+            raise ValueError(f"bounds: class {k} has no share, expected 0 to {len(shares) - 1}")
+
+
+@declared(_bounds_have_bars, _told_apart, shares=some("share"), sigma=SIGMA)
 @styled
 def vote(
-    axis: Sequence[float],
-    classes: Any,
-    point: tuple[float, float],
-    sigma: float,
-    shares: Sequence[float],
-    bounds: Mapping[int, tuple[str, float]],
-) -> Figure:
+    axis: Sequence[float], classes: Any, point: tuple[float, float], sigma: float,
+    shares: Sequence[float], bounds: Mapping[int, tuple[str, float]],
+) -> Figure:  # fmt: skip
     """Regions of f with the noise around a point, and the share of each class under the noise.
 
     Rebuilt after figure 1 of Cohen et al. (2019), from computed values.
@@ -80,11 +88,6 @@ def vote(
         shares: observed share of each class.
         bounds: by class, the name and the value of a confidence bound to draw on its bar.
     """
-    filled(shares=shares)
-    for k in bounds:
-        if not 0 <= k < len(shares):
-            raise ValueError(f"bounds: class {k} has no share, expected 0 to {len(shares) - 1}")
-    _check_classes("classes", classes)
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.4, 4.3), width_ratios=[1.15, 1])
     _regions(left, axis, classes, "base classifier $f$, noise around $x$")
     angle = np.linspace(0, 2 * np.pi, 100)
@@ -103,17 +106,12 @@ def vote(
                        fontsize=11, bbox=PLATE, arrowprops={"arrowstyle": "->"})  # fmt: skip
     right.axhline(0.5, color="0.4", linestyle="--", linewidth=1.3)
     right.text(len(shares) - 0.5, 0.51, "1/2", color="0.2", ha="right", va="bottom")
-    right.set(
-        xticks=range(len(shares)),
-        ylim=(0, 1.1),
-        xlim=(-0.9, len(shares) - 0.4),
-        xlabel="class",
-        ylabel="share of votes",
-        title="class shares",
-    )
+    right.set(xticks=range(len(shares)), ylim=(0, 1.1), xlim=(-0.9, len(shares) - 0.4),
+              xlabel="class", ylabel="share of votes", title="class shares")  # fmt: skip
     return fig
 
 
+@declared(accuracies=some("line"))
 def certified(
     radii: Sequence[float], accuracies: Mapping[str, Any], *, title: str | None = None
 ) -> Figure:
@@ -124,22 +122,21 @@ def certified(
         accuracies: by name, shares in [0, 1], ``(m,)``.
         title: over the figure.
     """
-    return curves(
-        [(r"radius $r$ in $\ell_2$, pixel units", radii, accuracies)],
-        "certified accuracy",
-        titles=[title] if title else None,
-    )
+    return curves([(_RADIUS, radii, accuracies)], "certified accuracy",
+                  titles=[title] if title else None)  # fmt: skip
 
 
+def _one_per_radius(radii: Any, certified: Any, attacked: Any) -> None:
+    for name, values in (("certified", certified), ("attacked", attacked)):
+        one_each(name, values, len(radii), "radii")
+
+
+@declared(_one_per_radius)
 @styled
 def sandwich(
-    radii: Sequence[float],
-    certified: Sequence[float],
-    attacked: Sequence[float],
-    *,
-    names: tuple[str, str],
-    note: str = "",
-) -> Figure:
+    radii: Sequence[float], certified: Sequence[float], attacked: Sequence[float], *,
+    names: tuple[str, str], note: str = "",
+) -> Figure:  # fmt: skip
     """Lower and upper bound on robust accuracy, and the band between them.
 
     Args:
@@ -148,11 +145,8 @@ def sandwich(
         names: of the two lines.
         note: a small line under the figure.
     """
-    figure = curves(
-        [(r"radius $r$ in $\ell_2$, pixel units", radii,
-          {names[1]: attacked, names[0]: certified})],
-        "share of images", note=note, legend="lower left",
-    )  # fmt: skip
+    figure = curves([(_RADIUS, radii, {names[1]: attacked, names[0]: certified})],
+                    "share of images", note=note, legend="lower left")  # fmt: skip
     (axes,) = figure.axes
     axes.fill_between(radii, certified, attacked, color=PALETTE[4], alpha=0.3, hatch="//",
                       edgecolor="white", label="the truth lies here")  # fmt: skip

@@ -13,7 +13,6 @@ from trustml_helpers.smoothing.execution import (
     as_given,
     prepare,
     search,
-    suited_batch,
 )
 from trustml_helpers.smoothing.votes import (
     ABSTAIN,
@@ -29,5 +28,5 @@ from trustml_helpers.smoothing.votes import (
 __all__ = [
     "ABSTAIN", "BOUND", "DTYPES", "LAYOUTS", "SHARES", "AnytimeCertificates", "Certificates",
     "Execution", "RadiusCertificates", "SmoothedClassifier", "abstention_probability", "as_given",
-    "decide", "enough", "prepare", "radii", "samples_needed", "search", "suited_batch",
+    "decide", "enough", "prepare", "radii", "samples_needed", "search",
 ]  # fmt: skip

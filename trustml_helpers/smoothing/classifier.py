@@ -19,19 +19,18 @@ from trustml_helpers import bounds, sequential
 from trustml_helpers._support.arguments import (
     ALPHA,
     SIGMA,
-    Rule,
     declared,
     function,
+    increasing,
     maybe,
     number,
     numbers,
     shown,
     whole,
 )
-from trustml_helpers._support.calling import logits_of, unchanged
+from trustml_helpers._support.calling import fast_layout, logits_of, suited_batch, unchanged
 from trustml_helpers._support.randomness import given_or_fresh
 from trustml_helpers._support.tensors import GENERATOR, IMAGES
-from trustml_helpers.smoothing.execution import fast_layout, suited_batch
 from trustml_helpers.smoothing.votes import ABSTAIN, BOUND, decide, enough, radii, votes_for
 
 Floats = NDArray[np.float64]
@@ -64,16 +63,7 @@ class AnytimeCertificates(NamedTuple):
     samples: Tensor  # int64 (b,), noisy copies used, the n0 selection samples included
 
 
-def _increasing(values: Any) -> Floats:
-    found = np.atleast_1d(_length.read(values))
-    if found.ndim != 1 or len(found) == 0 or np.any(np.diff(found) <= 0):
-        raise ValueError
-    return found
-
-
-_length = numbers("(0, inf)", "in pixel units")
-_RADII = Rule("one or more increasing finite numbers above 0, in pixel units", _increasing,
-              (0.0, -1.0, math.inf, math.nan, [], [1.0, 1.0], [2.0, 1.0]))  # fmt: skip
+_RADII = increasing(numbers("(0, inf)"), "finite numbers above 0, in pixel units")
 _sampled = {
     "x": IMAGES, "generator": GENERATOR, "batch_size": maybe(whole(1)), "alpha": ALPHA,
 }  # fmt: skip

@@ -86,7 +86,9 @@ def samples_needed(p_a: float, alpha: float, share: float = 0.01) -> int:
 
 
 def _votes(counts: Any) -> Tensor:
-    if counts.ndim != 2 or counts.shape[1] < 2 or counts.is_floating_point() or (counts < 0).any():
+    if not isinstance(counts, Tensor) or counts.ndim != 2 or counts.shape[1] < 2:
+        raise TypeError
+    if counts.is_floating_point() or (counts < 0).any():
         raise ValueError
     return counts.long()  # in which sums cannot wrap around
 

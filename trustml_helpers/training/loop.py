@@ -127,7 +127,12 @@ def _can_be_told(
 _DATA = Rule(
     "images and as many whole labels, at least one: (x, y), two torch.Tensor on one device",
     _part,
-    (None, (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)), (torch.zeros(2, 2), [0, 1])),
+    (
+        None,
+        (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)),
+        (torch.zeros(2, 2), [0, 1]),
+        (torch.zeros(2, 2), torch.zeros(3, dtype=torch.int64)),
+    ),
 )
 
 
