@@ -132,15 +132,9 @@ def mixed(attack: Attack, clean_share: float = 0.5) -> Objective:
     beta=_WEIGHT, steps=whole(), step_size=maybe(_NOISE),
 )  # fmt: skip
 def trades(
-    eps: float,
-    beta: float = 6.0,
-    *,
-    norm: str = "linf",
-    bounds: Bounds = (0, 1),
-    steps: int = 10,
-    step_size: float | None = None,
-    generator: torch.Generator | None = None,
-) -> Objective:
+    eps: float, beta: float = 6.0, *, norm: str = "linf", bounds: Bounds = (0, 1), steps: int = 10,
+    step_size: float | None = None, generator: torch.Generator | None = None,
+) -> Objective:  # fmt: skip
     """TRADES: cross-entropy on clean images, plus how far an attack can move the prediction.
 
     The loss is ``CE(f(x), y) + beta * KL(f(x) || f(x_adv))``, where x_adv maximises the second
@@ -231,13 +225,8 @@ def stability(sigma: float, lam: float = 2.0, *, generator: torch.Generator) -> 
 
 @declared(sigma=_NOISE, lam=_WEIGHT, eta=_WEIGHT, samples=whole(1), generator=_OWN)
 def consistency(
-    sigma: float,
-    lam: float,
-    eta: float = 0.5,
-    *,
-    samples: int = 2,
-    generator: torch.Generator,
-) -> Objective:
+    sigma: float, lam: float, eta: float = 0.5, *, samples: int = 2, generator: torch.Generator,
+) -> Objective:  # fmt: skip
     """Consistency regularisation: noisy copies of an image should get the same confident answer.
 
     With p_i the softmax of noisy copy i and p their mean, the loss is the mean over i of
@@ -270,16 +259,9 @@ def consistency(
     bounds=BOUNDS, generator=_OWN,
 )  # fmt: skip
 def smoothadv(
-    sigma: float,
-    eps: float,
-    lam: float = 0.0,
-    eta: float = 0.0,
-    *,
-    samples: int = 4,
-    steps: int = 10,
-    bounds: Bounds = (0, 1),
-    generator: torch.Generator,
-) -> Objective:
+    sigma: float, eps: float, lam: float = 0.0, eta: float = 0.0, *, samples: int = 4,
+    steps: int = 10, bounds: Bounds = (0, 1), generator: torch.Generator,
+) -> Objective:  # fmt: skip
     """SmoothAdv: Gaussian training at points that an l2 attack on the smoothed network has found.
 
     The attack ascends the loss of the mean softmax over ``samples`` noisy copies, with the noise
@@ -316,14 +298,9 @@ def smoothadv(
 
 @declared(sigma=_NOISE, lam=_WEIGHT, gamma=_WEIGHT, beta=_WEIGHT, samples=whole(1), generator=_OWN)
 def macer(
-    sigma: float,
-    lam: float,
-    gamma: float = 8.0,
-    beta: float = 16.0,
-    *,
-    samples: int = 16,
+    sigma: float, lam: float, gamma: float = 8.0, beta: float = 16.0, *, samples: int = 16,
     generator: torch.Generator,
-) -> Objective:
+) -> Objective:  # fmt: skip
     """MACER: cross-entropy of the soft smoothed classifier, minus the radius it would certify.
 
     The first term is ``-log mean_i softmax(f(x + noise_i))[y]``. For images that the soft vote
@@ -367,16 +344,9 @@ def macer(
     warm=number("[0, 1]", "a share"), bounds=BOUNDS, generator=_OWN,
 )  # fmt: skip
 def smoothmix(
-    sigma: float,
-    eta: float = 5.0,
-    *,
-    samples: int = 4,
-    steps: int = 4,
-    step_size: float = 1.0,
-    warm: float = 1.0,
-    bounds: Bounds = (0, 1),
-    generator: torch.Generator,
-) -> Objective:
+    sigma: float, eta: float = 5.0, *, samples: int = 4, steps: int = 4, step_size: float = 1.0,
+    warm: float = 1.0, bounds: Bounds = (0, 1), generator: torch.Generator,
+) -> Objective:  # fmt: skip
     """SmoothMix with the one-step adversary: predictions fade towards "no idea" along an attack.
 
     An l2 attack without a ball leads away from x. Its first point replaces x in the cross-entropy;

@@ -172,12 +172,9 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def same_run(
-    known: Mapping[str, Any],
-    wanted: Mapping[str, Any],
-    which: Path,
-    cure: str,
+    known: Mapping[str, Any], wanted: Mapping[str, Any], which: Path, cure: str,
     error: type[Exception] = LogError,
-) -> None:
+) -> None:  # fmt: skip
     """Raise an error that names the first setting that is not as wanted.
 
     Args:

@@ -17,29 +17,14 @@ from trustml_helpers._support.randomness import draw
 from trustml_helpers._support.tensors import IMAGES, TENSOR, Bounds
 from trustml_helpers.attacks.losses import Loss, log_mean_softmax
 from trustml_helpers.attacks.norms import NORMS, columns
-from trustml_helpers.attacks.search import (
-    LARGEST,
-    THREAT,
-    Best,
-    Model,
-    attacking,
-    fits,
-    threat,
-)
+from trustml_helpers.attacks.search import LARGEST, THREAT, Best, Model, attacking, fits, threat
 
 
 @declared(fits, **threat("norm", "loss"))
 def fgsm(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    *,
-    norm: str = "linf",
-    targeted: bool = False,
-    bounds: Bounds = (0, 1),
-    loss: str | Loss = "cross_entropy",
-) -> Tensor:
+    model: Model, x: Tensor, y: Tensor, eps: float, *, norm: str = "linf", targeted: bool = False,
+    bounds: Bounds = (0, 1), loss: str | Loss = "cross_entropy",
+) -> Tensor:  # fmt: skip
     """One step of steepest ascent, as long as the budget allows.
 
     Args:
@@ -89,25 +74,12 @@ def _starts_fit(
     start=maybe(IMAGES), keep=one_of("best", "first", "last"),
 )  # fmt: skip
 def pgd(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    *,
-    norm: str = "linf",
-    bounds: Bounds = (0, 1),
-    steps: int = 40,
-    step_size: float | None = None,
-    momentum: float = 0.0,
-    restarts: int = 1,
-    random_start: bool = True,
-    start: Tensor | None = None,
-    clip_start: bool = True,
-    targeted: bool = False,
-    loss: str | Loss = "cross_entropy",
-    keep: str = "best",
+    model: Model, x: Tensor, y: Tensor, eps: float, *, norm: str = "linf", bounds: Bounds = (0, 1),
+    steps: int = 40, step_size: float | None = None, momentum: float = 0.0, restarts: int = 1,
+    random_start: bool = True, start: Tensor | None = None, clip_start: bool = True,
+    targeted: bool = False, loss: str | Loss = "cross_entropy", keep: str = "best",
     generator: torch.Generator | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Projected gradient descent: steps of steepest ascent, each projected on ball and box.
 
     Args:
@@ -178,17 +150,10 @@ def pgd(
 
 @declared(eps=THREAT["eps"])
 def fgsm_rs(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    *,
-    step_size: float | None = None,
-    clip_start: bool = False,
-    bounds: Bounds = (0, 1),
-    loss: str | Loss = "cross_entropy",
+    model: Model, x: Tensor, y: Tensor, eps: float, *, step_size: float | None = None,
+    clip_start: bool = False, bounds: Bounds = (0, 1), loss: str | Loss = "cross_entropy",
     generator: torch.Generator | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """FGSM from a random start in the l-inf ball, for training: one forward and backward pass.
 
     Args:
@@ -235,19 +200,10 @@ def _noise_fits(x: Tensor, noise: Tensor | None, rest: dict[str, Any]) -> None:
     noise=maybe(TENSOR), steps=whole(),
 )  # fmt: skip
 def pgd_smoothed(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    sigma: float,
-    *,
-    samples: int = 32,
-    noise: Tensor | None = None,
-    bounds: Bounds = (0, 1),
-    steps: int = 40,
-    generator: torch.Generator | None = None,
-    **rest: Any,
-) -> Tensor:
+    model: Model, x: Tensor, y: Tensor, eps: float, sigma: float, *, samples: int = 32,
+    noise: Tensor | None = None, bounds: Bounds = (0, 1), steps: int = 40,
+    generator: torch.Generator | None = None, **rest: Any,
+) -> Tensor:  # fmt: skip
     """PGD in l2 on the smoothed classifier g, through the mean softmax over fixed noise.
 
     Args:
@@ -287,14 +243,9 @@ def pgd_smoothed(
 
 @declared(fits, **threat("generator"))
 def sign_noise(
-    model: Any,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    *,
-    bounds: Bounds = (0, 1),
+    model: Any, x: Tensor, y: Tensor, eps: float, *, bounds: Bounds = (0, 1),
     generator: torch.Generator | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Every pixel moves by ``+eps`` or ``-eps`` at random: the harmless twin of :func:`fgsm`.
 
     Takes the arguments of an attack, so that it can stand in a comparison, but looks at neither

@@ -233,11 +233,5 @@ NORMS: dict[str, Ball] = {
         lambda eps, steps: min(10 * eps / max(steps, 1), eps),
         _l2_size,
     ),
-    "l1": Ball(
-        _l1_uniform,
-        _l1_ascend,
-        _l1_projection,
-        lambda eps, steps: eps / 4,
-        _l1_size,
-    ),
+    "l1": Ball(_l1_uniform, _l1_ascend, _l1_projection, lambda eps, steps: eps / 4, _l1_size),
 }

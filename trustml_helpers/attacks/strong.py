@@ -36,20 +36,10 @@ RHO, INERTIA = 0.75, 0.75  # of Croce & Hein (2020), section 3
     keep=one_of("best", "first"),
 )  # fmt: skip
 def auto_pgd(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    *,
-    norm: str = "linf",
-    bounds: Bounds = (0, 1),
-    steps: int = 100,
-    restarts: int = 1,
-    targets: int = 0,
-    loss: str | Loss = "cross_entropy",
-    keep: str = "best",
-    generator: torch.Generator | None = None,
-) -> Tensor:
+    model: Model, x: Tensor, y: Tensor, eps: float, *, norm: str = "linf", bounds: Bounds = (0, 1),
+    steps: int = 100, restarts: int = 1, targets: int = 0, loss: str | Loss = "cross_entropy",
+    keep: str = "best", generator: torch.Generator | None = None,
+) -> Tensor:  # fmt: skip
     """Auto-PGD: PGD with inertia, whose step halves where it no longer helps.
 
     Args:
@@ -163,17 +153,9 @@ HALVE_AT = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
     window=number("(0, 1]", "a share of the image"),
 )  # fmt: skip
 def square(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    *,
-    norm: str = "linf",
-    bounds: Bounds = (0, 1),
-    queries: int = 1000,
-    window: float = 0.8,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+    model: Model, x: Tensor, y: Tensor, eps: float, *, norm: str = "linf", bounds: Bounds = (0, 1),
+    queries: int = 1000, window: float = 0.8, generator: torch.Generator | None = None,
+) -> Tensor:  # fmt: skip
     """Square: random search with shrinking windows, without any gradient.
 
     A window of pixels is moved up or down (per channel) as far as ball and box allow; the change
@@ -252,15 +234,9 @@ def _windows(x: Tensor, share: float, generator: torch.Generator | None) -> Tens
     queries=whole(1), generator=GENERATOR,
 )  # fmt: skip
 def suite(
-    eps: float,
-    *,
-    norm: str = "linf",
-    bounds: Bounds = (0, 1),
-    num_classes: int = 10,
-    steps: int = 100,
-    queries: int = 5000,
-    generator: torch.Generator | None = None,
-) -> dict[str, Attack]:
+    eps: float, *, norm: str = "linf", bounds: Bounds = (0, 1), num_classes: int = 10,
+    steps: int = 100, queries: int = 5000, generator: torch.Generator | None = None,
+) -> dict[str, Attack]:  # fmt: skip
     """Attacks whose worst case is to be reported, strong and diverse, in the order to run them.
 
     Auto-PGD on the cross-entropy, Auto-PGD on the targeted DLR loss towards every other class (at

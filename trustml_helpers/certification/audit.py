@@ -90,14 +90,9 @@ _LISTED = whole(1, 10_000_000)  # every possible radius is listed
     sizes=every(_LISTED),
 )  # fmt: skip
 def audit_log(
-    log: pd.DataFrame,
-    sigma: float,
-    *,
-    alpha: float | None = None,
-    n: int | None = None,
-    alphas: Sequence[float] = ALPHAS,
-    sizes: Sequence[int] = SIZES,
-) -> Audit:
+    log: pd.DataFrame, sigma: float, *, alpha: float | None = None, n: int | None = None,
+    alphas: Sequence[float] = ALPHAS, sizes: Sequence[int] = SIZES,
+) -> Audit:  # fmt: skip
     """Which settings can have made this log, and which rows cannot be right?
 
     Args:
@@ -234,11 +229,8 @@ def _printed_units(radius: Floats) -> tuple[Floats, bool]:
 
 
 def _inconsistent(
-    log: pd.DataFrame,
-    sigma: float,
-    stated: tuple[float, int] | None,
-    unit: Floats,
-) -> NDArray[np.bool_]:
+    log: pd.DataFrame, sigma: float, stated: tuple[float, int] | None, unit: Floats,
+) -> NDArray[np.bool_]:  # fmt: skip
     predict, radius = log["predict"].to_numpy(), log["radius"].to_numpy(dtype=float)
     wrong = (predict == log["label"].to_numpy()) != (log["correct"].to_numpy() == 1)
     wrong |= (predict < 0) & (radius > 0)

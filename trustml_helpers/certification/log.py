@@ -13,14 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from trustml_helpers._support.arguments import (
-    ALPHA,
-    SIGMA,
-    declared,
-    maybe,
-    numbers,
-    whole,
-)
+from trustml_helpers._support.arguments import ALPHA, SIGMA, declared, maybe, numbers, whole
 from trustml_helpers._support.files import LogError
 from trustml_helpers._support.ledger import read_settings, settings_file
 from trustml_helpers.smoothing import ABSTAIN, BOUND, radii

@@ -56,25 +56,12 @@ def _numbers_fit(
     layout=maybe(one_of(*LAYOUTS)), dtype=maybe(one_of(*DTYPES)),
 )  # fmt: skip
 def certify_dataset(
-    smoothed: SmoothedClassifier,
-    images: Tensor,
-    labels: Tensor,
-    path: str | Path,
-    *,
-    n0: int,
-    n: int,
-    alpha: float,
-    bound: str = "one_class",
-    indices: Sequence[int] | None = None,
-    numbers: Sequence[int] | None = None,
-    seed: int = 0,
-    resume: bool = True,
-    batch_size: int | None = None,
-    layout: str | None = None,
-    dtype: str | None = None,
-    compiled: bool | None = None,
-    progress: bool = True,
-) -> pd.DataFrame:
+    smoothed: SmoothedClassifier, images: Tensor, labels: Tensor, path: str | Path, *, n0: int,
+    n: int, alpha: float, bound: str = "one_class", indices: Sequence[int] | None = None,
+    numbers: Sequence[int] | None = None, seed: int = 0, resume: bool = True,
+    batch_size: int | None = None, layout: str | None = None, dtype: str | None = None,
+    compiled: bool | None = None, progress: bool = True,
+) -> pd.DataFrame:  # fmt: skip
     """CERTIFY many images and write one row each, flushed at once.
 
     The noise of an image depends on ``seed`` and its number alone, so a run that was killed and

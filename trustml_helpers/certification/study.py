@@ -13,11 +13,7 @@ import numpy as np
 
 from trustml_helpers._support.ledger import read_settings, settings_file
 from trustml_helpers.certification.audit import predict_acr
-from trustml_helpers.certification.log import (
-    average_certified_radius,
-    certified_accuracy,
-    read_log,
-)
+from trustml_helpers.certification.log import average_certified_radius, certified_accuracy, read_log
 from trustml_helpers.data import data_folder
 from trustml_helpers.smoothing import ABSTAIN
 

@@ -14,9 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="Release and grade the homework, of
 
 
 @app.command()
-def release(
-    out: Annotated[Path, option("Folder to write to.")] = Path("build/homework"),
-) -> None:
+def release(out: Annotated[Path, option("Folder to write to.")] = Path("build/homework")) -> None:
     """Write the student version and a zip with all that a student needs."""
     archive = checks.release(out)
     typer.echo(f"wrote {archive.with_suffix('.ipynb')} and {archive}")

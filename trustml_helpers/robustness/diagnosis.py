@@ -73,19 +73,10 @@ class Diagnosis:
     batch_size=whole(1),
 )  # fmt: skip
 def diagnose(
-    model: Any,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    *,
-    norm: str = "linf",
-    bounds: Bounds = (0, 1),
-    attack: Attack | None = None,
-    steps: int = 40,
-    queries: int = 500,
-    batch_size: int = 256,
+    model: Any, x: Tensor, y: Tensor, eps: float, *, norm: str = "linf", bounds: Bounds = (0, 1),
+    attack: Attack | None = None, steps: int = 40, queries: int = 500, batch_size: int = 256,
     generator: torch.Generator | None = None,
-) -> Diagnosis:
+) -> Diagnosis:  # fmt: skip
     """Ask of an evaluation what would show that its attack failed for the wrong reason.
 
     The questions, by the name of the finding: is the output the same twice (``randomness``), are

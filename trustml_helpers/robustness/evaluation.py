@@ -91,14 +91,9 @@ def accuracy(model: Any, x: Tensor, y: Tensor, *, batch_size: int = 256) -> floa
 
 @declared(one_label_each, **evaluated, attack=ATTACKS)
 def robust_correct(
-    model: Any,
-    x: Tensor,
-    y: Tensor,
-    attack: Attack | Iterable[Attack],
-    *,
-    batch_size: int = 256,
+    model: Any, x: Tensor, y: Tensor, attack: Attack | Iterable[Attack], *, batch_size: int = 256,
     progress: bool = False,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Which examples are classified as y before and after every attack, bool ``(n,)``.
 
     An example that the model gets wrong, or that an earlier attack fooled, is not attacked again.
@@ -126,14 +121,9 @@ def robust_correct(
 
 @declared(one_label_each, **evaluated, attacks=NAMED)
 def broken_by(
-    model: Any,
-    x: Tensor,
-    y: Tensor,
-    attacks: Mapping[str, Attack],
-    *,
-    batch_size: int = 256,
+    model: Any, x: Tensor, y: Tensor, attacks: Mapping[str, Attack], *, batch_size: int = 256,
     progress: bool = False,
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """What each example falls to: ``"clean"``, the name of the first attack that fools it, or "".
 
     Args:
@@ -170,14 +160,9 @@ def _rounds(
 
 @declared(one_label_each, not_empty, **evaluated, attack=ATTACKS)
 def robust_accuracy(
-    model: Any,
-    x: Tensor,
-    y: Tensor,
-    attack: Attack | Iterable[Attack],
-    batch_size: int = 256,
-    *,
+    model: Any, x: Tensor, y: Tensor, attack: Attack | Iterable[Attack], batch_size: int = 256, *,
     progress: bool = False,
-) -> float:
+) -> float:  # fmt: skip
     """Share of examples that stay correct under the attack(s), in [0, 1].
 
     An upper bound on the true robust accuracy: a stronger attack can only lower it.
@@ -193,14 +178,9 @@ def robust_accuracy(
 
 @declared(one_label_each, not_empty, **evaluated, attacks=NAMED)
 def attack_matrix(
-    models: Mapping[str, Any],
-    attacks: Mapping[str, Attack],
-    x: Tensor,
-    y: Tensor,
-    *,
-    batch_size: int = 256,
-    progress: bool = False,
-) -> pd.DataFrame:
+    models: Mapping[str, Any], attacks: Mapping[str, Attack], x: Tensor, y: Tensor, *,
+    batch_size: int = 256, progress: bool = False,
+) -> pd.DataFrame:  # fmt: skip
     """Accuracy of every model (rows) under every attack (columns), in [0, 1].
 
     The first column, ``clean``, is without attack; the last, ``worst case``, counts per example:

@@ -51,18 +51,11 @@ def _one_number_each(images: Tensor, labels: Tensor, numbers: list[int] | None) 
     numbers=maybe(each(whole())), batch_size=whole(1), seed=whole(),
 )  # fmt: skip
 def attack_dataset(
-    model: Any,
-    images: Tensor,
-    labels: Tensor,
-    attacks: Callable[[torch.Generator], Mapping[str, Attack]],
-    path: str | Path,
-    *,
-    about: Mapping[str, Any],
-    numbers: list[int] | None = None,
-    batch_size: int = 256,
-    seed: int = 0,
-    progress: bool = True,
-) -> pd.DataFrame:
+    model: Any, images: Tensor, labels: Tensor,
+    attacks: Callable[[torch.Generator], Mapping[str, Attack]], path: str | Path, *,
+    about: Mapping[str, Any], numbers: list[int] | None = None, batch_size: int = 256,
+    seed: int = 0, progress: bool = True,
+) -> pd.DataFrame:  # fmt: skip
     """Attack many images and keep per image what it falls to; a killed run goes on.
 
     The random numbers of a batch depend on ``seed`` and its first image alone, so a resumed run

@@ -124,12 +124,9 @@ class SmoothedClassifier:
 
     @declared(n=whole(1), **{k: v for k, v in _sampled.items() if k != "alpha"})
     def sample_under_noise(
-        self,
-        x: Tensor,
-        n: int,
-        generator: torch.Generator | None = None,
+        self, x: Tensor, n: int, generator: torch.Generator | None = None,
         batch_size: int | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """SAMPLEUNDERNOISE: how often f returns each class on n noisy copies of each image.
 
         Args:
@@ -185,14 +182,9 @@ class SmoothedClassifier:
 
     @declared(n=whole(1), **_sampled)
     def predict(
-        self,
-        x: Tensor,
-        n: int,
-        alpha: float,
-        *,
-        generator: torch.Generator | None = None,
+        self, x: Tensor, n: int, alpha: float, *, generator: torch.Generator | None = None,
         batch_size: int | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """PREDICT: g(x), or ABSTAIN where n votes do not settle it.
 
         If a class is returned, it is g(x) with probability at least ``1 - alpha``.
@@ -212,16 +204,9 @@ class SmoothedClassifier:
 
     @declared(enough, n0=whole(1), n=whole(1), bound=BOUND, **_sampled)
     def certify(
-        self,
-        x: Tensor,
-        n0: int,
-        n: int,
-        alpha: float,
-        bound: str = "one_class",
-        *,
-        generator: torch.Generator | None = None,
-        batch_size: int | None = None,
-    ) -> Certificates:
+        self, x: Tensor, n0: int, n: int, alpha: float, bound: str = "one_class", *,
+        generator: torch.Generator | None = None, batch_size: int | None = None,
+    ) -> Certificates:  # fmt: skip
         """CERTIFY: a class and an l2 radius within which g cannot change, or ABSTAIN.
 
         The class is chosen on n0 samples and its probability bounded on n fresh ones. For each
@@ -250,16 +235,9 @@ class SmoothedClassifier:
 
     @declared(_can_be_told_apart, radius=_RADII, **_n, **_sampled)
     def certify_at_radius(
-        self,
-        x: Tensor,
-        radius: float | Sequence[float],
-        alpha: float,
-        n_max: int,
-        *,
-        n0: int = 100,
-        generator: torch.Generator | None = None,
-        batch_size: int | None = None,
-    ) -> RadiusCertificates:
+        self, x: Tensor, radius: float | Sequence[float], alpha: float, n_max: int, *,
+        n0: int = 100, generator: torch.Generator | None = None, batch_size: int | None = None,
+    ) -> RadiusCertificates:  # fmt: skip
         """Is g certified at this radius? Samples only until the answer is clear.
 
         A group-sequential test of "p_A is at most ``Phi(radius / sigma)``" for the class that n0
@@ -313,16 +291,9 @@ class SmoothedClassifier:
 
     @declared(gain=number("(0, inf)", "in pixel units"), **_n, **_sampled)
     def certify_anytime(
-        self,
-        x: Tensor,
-        gain: float,
-        alpha: float,
-        n_max: int,
-        *,
-        n0: int = 100,
-        generator: torch.Generator | None = None,
-        batch_size: int | None = None,
-    ) -> AnytimeCertificates:
+        self, x: Tensor, gain: float, alpha: float, n_max: int, *, n0: int = 100,
+        generator: torch.Generator | None = None, batch_size: int | None = None,
+    ) -> AnytimeCertificates:  # fmt: skip
         """Certify whatever radius there is; samples until it could gain at most ``gain``.
 
         The lower bound of p_A holds at all sample sizes at once, so stopping may depend on it. At

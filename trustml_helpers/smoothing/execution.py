@@ -109,14 +109,9 @@ def prepare(
 
 @declared(largest=whole(1), **_EXECUTION)
 def search(
-    smoothed: SmoothedClassifier,
-    image: Tensor,
-    *,
-    batch_size: int | None = None,
-    layout: str | None = None,
-    dtype: str | None = None,
-    largest: int = 4096,
-) -> Execution:
+    smoothed: SmoothedClassifier, image: Tensor, *, batch_size: int | None = None,
+    layout: str | None = None, dtype: str | None = None, largest: int = 4096,
+) -> Execution:  # fmt: skip
     """The batch size and memory layout with the most votes per second here, by a short trial.
 
     Layouts are compared at 64 copies; then the batch is doubled for as long as that helps. Takes

@@ -12,15 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from trustml_helpers import bounds
-from trustml_helpers._support.arguments import (
-    ALPHA,
-    SIGMA,
-    Rule,
-    declared,
-    number,
-    one_of,
-    whole,
-)
+from trustml_helpers._support.arguments import ALPHA, SIGMA, Rule, declared, number, one_of, whole
 
 ABSTAIN = -1
 SHARES = (0.9, 0.1)  # of alpha, in the two-class bound: for the top class, for the other

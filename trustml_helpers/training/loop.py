@@ -141,24 +141,14 @@ _DATA = Rule(
     epochs=whole(1), batch_size=whole(1), precision=one_of("float32", "bfloat16"), seed=SEED,
 )  # fmt: skip
 def fit(
-    model: nn.Module,
-    train: Data,
-    objective: objectives.Objective | objectives.ByEpoch = objectives.standard,
-    *,
-    epochs: int,
-    validation: Data | None = None,
-    attacks: Mapping[str, Attack] | None = None,
-    best: str | None = None,
-    batch_size: int = 128,
-    optimizer: MakeOptimizer = adam,
-    scheduler: MakeScheduler | None = None,
-    precision: str = "float32",
-    checkpoint: str | Path | None = None,
-    generators: Iterable[torch.Generator] = (),
-    about: str = "",
-    seed: int = 0,
-    progress: bool = True,
-) -> pd.DataFrame:
+    model: nn.Module, train: Data,
+    objective: objectives.Objective | objectives.ByEpoch = objectives.standard, *, epochs: int,
+    validation: Data | None = None, attacks: Mapping[str, Attack] | None = None,
+    best: str | None = None, batch_size: int = 128, optimizer: MakeOptimizer = adam,
+    scheduler: MakeScheduler | None = None, precision: str = "float32",
+    checkpoint: str | Path | None = None, generators: Iterable[torch.Generator] = (),
+    about: str = "", seed: int = 0, progress: bool = True,
+) -> pd.DataFrame:  # fmt: skip
     """Minimise an objective over minibatches, in place.
 
     Under ``torchrun`` each minibatch is dealt to the processes and the gradients are added up:
