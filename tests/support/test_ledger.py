@@ -33,8 +33,14 @@ def run(ledger: Ledger, rows: list[str] = ROWS, **changed: object) -> int:
         done = ledger.rows()
         ledger.keep(done)
         left = [row for row in rows if row not in done]
-        ledger.append([row] for row in left)
+        write_all(ledger, left)
     return len(left)
+
+
+def write_all(ledger: Ledger, rows: list[str], rank: int | None = None) -> None:
+    with ledger.writing(rank) as write:
+        for row in rows:
+            write(row)
 
 
 def whole() -> str:
@@ -64,20 +70,18 @@ WRITE = """
 import sys, time
 from trustml_helpers._support.ledger import Ledger
 ledger = Ledger(sys.argv[1], "number\\tsquare")
-def rows():
-    for k in range(10**6):
-        yield [f"{k}\\t{k * k}\\n"]
-        if k == 5:
-            print("five", flush=True)
-            time.sleep(float(sys.argv[2]))
 with ledger.held(new=True):
     ledger.begin({})
-    ledger.append(rows())
+    with ledger.writing() as write:
+        for k in range(6):
+            write(f"{k}\\t{k * k}\\n")
+        print("five", flush=True)
+        time.sleep(600)
 """
 
 
 def test_each_row_is_on_disk_before_the_next_and_a_kill_frees_the_file(ledger):
-    words = [sys.executable, "-c", WRITE, str(ledger.path), "600"]
+    words = [sys.executable, "-c", WRITE, str(ledger.path)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout.readline() == "five\n"
         assert ledger.rows() == ROWS[:6]
@@ -98,7 +102,9 @@ with ledger.held(new=True):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40, 40))
     try:
-        ledger.append([f"{k}\\t{k * k}\\n"] for k in range(12))
+        with ledger.writing() as write:
+            for k in range(12):
+                write(f"{k}\\t{k * k}\\n")
     except OSError as error:
         print(error.__notes__[0])
 """
@@ -206,8 +212,8 @@ def test_a_table_that_came_meanwhile_is_not_overwritten(ledger):
 
 def test_parts_of_other_processes_are_joined_and_removed(ledger):
     run(ledger, ROWS[:2])
-    ledger.append(([row] for row in ROWS[2:4]), rank=0)
-    ledger.append(([row] for row in ROWS[4:6]), rank=1)
+    write_all(ledger, ROWS[2:4], rank=0)
+    write_all(ledger, ROWS[4:6], rank=1)
     part = ledger.path.with_name("log.tsv.part1")
     part.write_text(part.read_text() + ROWS[6][:2])  # cut off
     assert [each.name for each in ledger.parts()] == ["log.tsv.part0", "log.tsv.part1"]
@@ -218,14 +224,14 @@ def test_parts_of_other_processes_are_joined_and_removed(ledger):
 
 
 def test_parts_without_their_table_are_refused(ledger):
-    ledger.append([ROWS[:2]], rank=1)
+    write_all(ledger, ROWS[:2], rank=1)
     with pytest.raises(LogError, match=r"log\.tsv\.part1: rows of an earlier run are there"):
         ledger.known(SETTINGS)
 
 
 def test_a_kill_while_rows_are_joined_leaves_the_old_table_and_the_parts(ledger, monkeypatch):
     run(ledger, ROWS[:2])
-    ledger.append([ROWS[2:4]], rank=0)
+    write_all(ledger, ROWS[2:4], rank=0)
     before = ledger.rows()
 
     def killed(path, raw):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import json
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,18 +117,22 @@ class Ledger:
         for part in self.parts():
             part.unlink()
 
-    def append(self, batches: Iterable[Sequence[str]], *, rank: int | None = None) -> None:
-        """Write rows as soon as they are there, a batch at a time; ``rank`` writes a part."""
+    @contextmanager
+    def writing(self, rank: int | None = None) -> Iterator[Callable[[str], None]]:
+        """A function that puts rows on the disk at once; with a ``rank``, those of a part."""
         path = self.path if rank is None else self.path.with_name(f"{self.path.name}.part{rank}")
         with path.open("ab", buffering=0) as table:
-            for batch in batches:
-                raw = "".join(batch).encode()
+
+            def write(rows: str) -> None:
+                raw = rows.encode()
                 try:
                     while raw:
                         raw = raw[table.write(raw) :]
                 except OSError as error:
                     error.add_note(f"{path}: what is in it is kept; make room, then start again")
                     raise
+
+            yield write
 
     def parts(self) -> list[Path]:
         """What the processes of a run have written beside the table."""

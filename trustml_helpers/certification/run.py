@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -94,83 +94,98 @@ def certify_dataset(
             model (names the difference) or to something else, cannot be written, or is being
             written by another process.
     """
-    numbers = list(range(len(images)) if numbers is None else numbers)
-    order = [numbers[k] for k in (range(len(images)) if indices is None else indices)]
-    place = {number: k for k, number in enumerate(numbers)}
-    how = {"batch_size": batch_size, "layout": layout, "dtype": dtype, "compiled": compiled}
-    with team() as us, ExitStack() as held:
-        run = us.first(lambda: _settle(
-            path, smoothed, images, labels, place, order, how, resume, held,
-            n0=n0, n=n, alpha=alpha, bound=bound, seed=seed,
-        ))  # fmt: skip
-        prepared = smoothing.prepare(smoothed, run.execution, images[:0])
-
-        def rows() -> Iterator[list[str]]:
-            left = [number for number in order if number not in run.done][us.rank :: us.size]
-            for number in progress_bar(progress and us.rank == 0)(left, desc="certify"):
-                started, k = time.perf_counter(), place[number]
-                found = prepared.certify(
-                    images[k : k + 1], n0, n, alpha, bound, batch_size=run.execution.batch_size,
-                    generator=keyed_generator(seed, number, images.device),
-                )  # fmt: skip
-                yield [_row(number, int(labels[k]), found, time.perf_counter() - started)]
-
-        run.ledger.append(rows(), rank=us.rank if us.size > 1 else None)
-        us.wait()
-        us.first(lambda: run.ledger.keep(_joined(run.ledger, order).values()))
+    with _settled(
+        path, smoothed, images, labels, numbers, indices, resume, n0=n0, n=n,
+        alpha=alpha, bound=bound, seed=seed, batch_size=batch_size, layout=layout, dtype=dtype,
+        compiled=compiled,
+    ) as run:  # fmt: skip
+        for number, k in progress_bar(progress and run.first)(run.left, desc="certify"):
+            started = time.perf_counter()
+            found = run.smoothed.certify(
+                images[k : k + 1], n0, n, alpha, bound, batch_size=run.batch_size,
+                generator=keyed_generator(seed, number, images.device),
+            )  # fmt: skip
+            run.write(_row(number, int(labels[k]), found, time.perf_counter() - started))
     return read_log(path)
 
 
 class _Run(NamedTuple):
     """What is settled before the first image."""
 
-    ledger: Ledger
-    execution: Execution
-    done: set[int]  # numbers of the images that have a row
+    smoothed: SmoothedClassifier  # as it is executed
+    batch_size: int
+    left: list[tuple[int, int]]  # of this process: number and row of each image
+    write: Callable[[str], None]
+    first: bool  # of the processes
 
 
-def _settle(
+@contextmanager
+def _settled(
     path: str | Path, smoothed: SmoothedClassifier, images: Tensor, labels: Tensor,
-    place: dict[int, int], order: list[int], how: dict[str, Any], resume: bool, held: ExitStack,
-    **protocol: Any,
-) -> _Run:  # fmt: skip
-    """Begin a log, or find where to go on; all that could end the run ends it here."""
-    from trustml_helpers import __version__
-
+    numbers: Sequence[int] | None, indices: Sequence[int] | None, resume: bool, **settings: Any,
+) -> Iterator[_Run]:  # fmt: skip
+    """Begin a log, or find where to go on; in the end join what the processes have written."""
+    numbers = range(len(images)) if numbers is None else numbers
+    place = {number: k for k, number in enumerate(numbers)}
+    order = [numbers[k] for k in (range(len(images)) if indices is None else indices)]
     classes = smoothed.num_classes
     ledger = Ledger(path, "\t".join([*COLUMNS, *(f"count_{k}" for k in range(classes))]))
-    settings = {
-        "sigma": smoothed.sigma, **protocol,
-        "shares_of_alpha": list(SHARES) if protocol["bound"] == "two_class" else [1.0],
-        "num_classes": classes, "model_sha256": fingerprint(smoothed.base_classifier),
-        "device": images.device.type, "images_dtype": str(images.dtype).removeprefix("torch."),
+    settings |= {
+        "sigma": smoothed.sigma, "num_classes": classes,
+        "shares_of_alpha": list(SHARES) if settings["bound"] == "two_class" else [1.0],
+        "model_sha256": fingerprint(smoothed.base_classifier), "device": images.device.type,
+        "images_dtype": str(images.dtype).removeprefix("torch."),
     }  # fmt: skip
-    new, known, begun = not ledger.path.exists(), ledger.known(settings | how, resume=resume), None
+    with team() as us, ExitStack() as held:
+
+        def begin() -> tuple[Execution, set[int]]:
+            new, known = not ledger.path.exists(), ledger.known(settings, resume=resume)
+            k = place[order[0]]
+            found = _execution(ledger, known, settings, smoothed, images[k : k + 1])
+            held.enter_context(ledger.held(new=new))
+            image = {"image": order[0], "image_sha256": _digest(images[k], labels[k])}
+            about = settings | found._asdict() | image | _versions()
+            ledger.begin(about if known is None else None)
+            rows = _joined(ledger, order)
+            ledger.keep(rows.values())
+            if known is not None:
+                _same_images(ledger, known, images, labels, place)
+            # A row has at most so many bytes.
+            ledger.check_space(len(set(order) - rows.keys()) * (60 + 11 * classes))
+            return found, set(rows)
+
+        execution, done = us.first(begin)
+        prepared = smoothing.prepare(smoothed, execution, images[:0])
+        left = [(number, place[number]) for number in order if number not in done]
+        with ledger.writing(us.rank if us.size > 1 else None) as write:
+            mine = left[us.rank :: us.size]
+            yield _Run(prepared, execution.batch_size, mine, write, us.rank == 0)
+        us.wait()
+        us.first(lambda: ledger.keep(_joined(ledger, order).values()))
+
+
+def _execution(
+    ledger: Ledger, known: dict[str, Any] | None, wanted: dict[str, Any],
+    smoothed: SmoothedClassifier, image: Tensor,
+) -> Execution:  # fmt: skip
+    """How a log was made, or for a new one how it is to be; refused before a file is touched."""
     if known is None:
-        first = place[order[0]]
-        found = smoothing.search(
-            smoothed, images[first : first + 1],
-            **{name: how[name] for name in ("batch_size", "layout", "dtype")},
-        )._replace(compiled=bool(how["compiled"]))  # fmt: skip
-        begun = settings | found._asdict() | {
-            "image": order[0], "image_sha256": _digest(images[first], labels[first]),
-            "torch": torch.__version__, "trustml_helpers": __version__,
-        }  # fmt: skip
+        asked = {name: wanted[name] for name in ("batch_size", "layout", "dtype")}
+        found = smoothing.search(smoothed, image, **asked)
+        found = found._replace(compiled=bool(wanted["compiled"]))
     else:
         try:
             found = Execution(*(known[name] for name in Execution._fields))
         except KeyError as error:
             raise LogError(f"{ledger.beside} lacks {error}: use another path") from error
-    smoothing.prepare(smoothed, found, images[:0])  # refuses before a file is touched
-    held.enter_context(ledger.held(new=new))
-    ledger.begin(begun)
-    rows = _joined(ledger, order)
-    ledger.keep(rows.values())
-    if known is not None:
-        _same_images(ledger, known, images, labels, place)
-    # A row has at most so many bytes.
-    ledger.check_space(len(set(order) - rows.keys()) * (60 + 11 * classes))
-    return _Run(ledger, found, set(rows))
+    smoothing.prepare(smoothed, found, image[:0])
+    return found
+
+
+def _versions() -> dict[str, str]:
+    from trustml_helpers import __version__
+
+    return {"torch": torch.__version__, "trustml_helpers": __version__}
 
 
 def _row(number: int, label: int, found: smoothing.Certificates, seconds: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,25 +101,22 @@ def attack_dataset(
     with ledger.held(new=new):
         ledger.begin(settings | {"torch": torch.__version__} if known is None else None)
         done = _whole_batches(ledger, numbers, batch_size)
-
-        def batches() -> Iterator[list[str]]:
-            left = range(done, len(images), batch_size)
+        left = range(done, len(images), batch_size)
+        with ledger.writing() as write:
             for start in progress_bar(progress)(left, desc="attack"):
                 batch = slice(start, start + batch_size)
                 generator = keyed_generator(seed, numbers[start], images.device)
                 found = broken_by(
                     model, images[batch], labels[batch], attacks(generator), batch_size=batch_size
                 )
-                yield _lines(numbers[batch], labels[batch].tolist(), found)
-
-        ledger.append(batches())
+                write(_lines(numbers[batch], labels[batch].tolist(), found))
     return read_attack_log(path)
 
 
-def _lines(*columns: Sequence[Any]) -> list[str]:
+def _lines(*columns: Sequence[Any]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(zip(*columns, strict=True))
-    return [text.getvalue()]
+    return text.getvalue()
 
 
 def _whole_batches(ledger: Ledger, numbers: list[int], batch_size: int) -> int:

@@ -36,7 +36,6 @@ from trustml_helpers._support.randomness import keyed_generator
 from trustml_helpers._support.tensors import (
     LABELS,
     TENSOR,
-    Seen,
     classes,
     label_range,
     look,
@@ -199,38 +198,28 @@ def fit(
     >>> len(history), bool(history["loss"].iloc[-1] < history["loss"].iloc[0])
     (3, True)
     """
-    import pandas as pd
-
-    order, known = torch.Generator().manual_seed(seed), look(*train)
-    with team() as us, _begun(
-        model, train, validation, optimizer, scheduler, tuple(generators), checkpoint, us,
+    with _begun(
+        model, train, validation, optimizer, scheduler, tuple(generators), checkpoint,
         about=about, epochs=epochs, batch_size=batch_size, seed=seed, best=str(best),
         precision=precision, attacks=list(attacks or ()),
-    ) as state:  # fmt: skip
-        steps = state.settings["steps_per_epoch"]
-        bar = progress_bar(progress and us.rank == 0)(
-            total=epochs * steps, initial=len(state.history) * steps, desc="train"
-        )
-        for epoch in range(epochs):
-            batches = torch.randperm(len(train[0]), generator=order).to(train[0].device)
-            if epoch < len(state.history):  # before a kill
-                continue
-            with _global_generator(seed, epoch * us.size + us.rank, train[0].device):
-                row = _one_epoch(state, train, objective, precision, known, bar, epoch,
-                                 batches.split(batch_size))  # fmt: skip
-            us.same(model.buffers())
-            row |= us.first(lambda: _validate(model, validation, attacks or {}))
-            state.history.append({"epoch": epoch + 1, **row})
-            _warn_of_overfitting(state.history)
-            if best is not None and row[best] <= min(past[best] for past in state.history):
-                state.best = {name: value.clone() for name, value in model.state_dict().items()}
+    ) as run, _bar(run, epochs, progress) as bar:  # fmt: skip
+        for epoch, batches in _epochs_left(run, train[0], epochs, batch_size, seed):
+            with _global_generator(seed, epoch * run.team.size + run.team.rank, train[0].device):
+                row = _one_epoch(run, train, objective, precision, bar, epoch, batches)
+            run.team.same(model.buffers())
+            row |= run.team.first(lambda: _validate(model, validation, attacks or {}))
+            run.history.append({"epoch": epoch + 1, **row})
+            _warn_of_overfitting(run.history)
+            if best is not None and row[best] <= min(past[best] for past in run.history):
+                run.best = {name: value.clone() for name, value in model.state_dict().items()}
             bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k.startswith("error")})
-            state.save()
-        bar.close()
+            run.save()
     model.eval()
-    log = pd.DataFrame(state.history)
+    import pandas as pd
+
+    log = pd.DataFrame(run.history)
     if best is not None:
-        model.load_state_dict(state.best)
+        model.load_state_dict(run.best)
         log["kept"] = log.index == log[best][::-1].idxmin()  # the later one of equals
     return log
 
@@ -239,29 +228,52 @@ def fit(
 def _begun(
     model: nn.Module, train: Data, validation: Data | None, optimizer: MakeOptimizer,
     scheduler: MakeScheduler | None, generators: tuple[torch.Generator, ...],
-    checkpoint: str | Path | None, us: Team, **settings: Any,
+    checkpoint: str | Path | None, **settings: Any,
 ) -> Iterator[State]:  # fmt: skip
     """A run at its start, or where a kill left it; the same weights on every rank."""
     steps = -(-len(train[0]) // settings["batch_size"])
     total, path = settings["epochs"] * steps, Path(checkpoint) if checkpoint is not None else None
     descent = optimizer(model.parameters())
     settings |= {
-        "examples": len(train[0]), "steps_per_epoch": steps, "processes": us.size,
-        "generators": len(generators), "model": shapes(model.state_dict()),
-        "optimizer": optimizer_settings(descent),
+        "examples": len(train[0]), "steps_per_epoch": steps, "generators": len(generators),
+        "model": shapes(model.state_dict()), "optimizer": optimizer_settings(descent),
     }  # fmt: skip
     if path is not None:  # what takes a while to look at
         settings["schedule"] = planned_rates(optimizer(model.parameters()), scheduler, total)
         settings["train"] = digest(*train)[:16]
         settings["validation"] = digest(*validation)[:16] if validation else "none"
     schedule = scheduler(descent, total) if scheduler else None
-    state = State(path, model, descent, schedule, generators, settings, us)
-    with state.held():
-        us.same([*model.parameters(), *model.buffers()])
-        for generator in generators if us.rank else ():
-            generator.manual_seed(generator.initial_seed() + 1_000_003 * us.rank)
-        state.load()
-        yield state
+    with team() as us:
+        settings["processes"] = us.size
+        state = State(path, model, descent, schedule, generators, settings, us)
+        with state.held():
+            us.same([*model.parameters(), *model.buffers()])
+            for generator in generators if us.rank else ():
+                generator.manual_seed(generator.initial_seed() + 1_000_003 * us.rank)
+            state.load()
+            yield state
+
+
+@contextmanager
+def _bar(run: State, epochs: int, progress: bool) -> Iterator[Any]:
+    """A progress bar of minibatches, from where the run begins."""
+    steps = run.settings["steps_per_epoch"]
+    bar = progress_bar(progress and run.team.rank == 0)(
+        total=epochs * steps, initial=len(run.history) * steps, desc="train"
+    )
+    yield bar
+    bar.close()
+
+
+def _epochs_left(
+    run: State, images: Tensor, epochs: int, batch_size: int, seed: int
+) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+    """Each epoch that has no row yet, and its minibatches: those of an undisturbed run."""
+    order = torch.Generator().manual_seed(seed)
+    for epoch in range(epochs):
+        shuffled = torch.randperm(len(images), generator=order).to(images.device)
+        if epoch >= len(run.history):
+            yield epoch, shuffled.split(batch_size)
 
 
 @contextmanager
@@ -274,11 +286,11 @@ def _global_generator(seed: int, number: int, device: torch.device) -> Iterator[
 
 def _one_epoch(
     state: State, train: Data, objective: objectives.Objective | objectives.ByEpoch,
-    precision: str, known: Seen, bar: Any, epoch: int, batches: tuple[Tensor, ...],
+    precision: str, bar: Any, epoch: int, batches: tuple[Tensor, ...],
 ) -> dict[str, Any]:  # fmt: skip
     """All minibatches once; the mean loss, the last learning rate and the time."""
     (images, labels), model, team = train, state.model, state.team
-    started, losses = time.perf_counter(), []
+    started, losses, known = time.perf_counter(), [], look(*train)
     model.train()
     for step, batch in enumerate(batches):
         now = epoch + step / len(batches)
