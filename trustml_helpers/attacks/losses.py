@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -81,7 +82,7 @@ def log_mean_softmax(logits: Tensor) -> Tensor:
 
 
 def _tiny(logits: Tensor) -> float:
-    return 1e-12 if logits.dtype.itemsize >= 4 else 1e-6
+    return 1e-12 if logits.dtype in (torch.float32, torch.float64) else 1e-6
 
 
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}

@@ -174,11 +174,16 @@ def _execution(
         found = smoothing.search(smoothed, image, **asked)
         found = found._replace(compiled=bool(wanted["compiled"]))
     else:
-        try:
-            found = Execution(*(known[name] for name in Execution._fields))
-        except KeyError as error:
-            raise LogError(f"{ledger.beside} lacks {error}: use another path") from error
-    smoothing.prepare(smoothed, found, image[:0])
+        needed = [*Execution._fields, *(["image_sha256"] if "image" in known else [])]
+        if missing := [name for name in needed if name not in known]:
+            raise LogError(f"{ledger.beside} lacks {', '.join(missing)}: use another path")
+        found = Execution(*(known[name] for name in Execution._fields))
+    try:
+        smoothing.prepare(smoothed, found, image[:0])
+    except ValueError as error:
+        if known is None:
+            raise
+        raise LogError(f"{ledger.beside}: {error}; use another path") from error
     return found
 
 
@@ -219,8 +224,11 @@ def _same_images(
     ledger: Ledger, known: dict[str, Any], images: Tensor, labels: Tensor, place: dict[int, int]
 ) -> None:
     """Refuse to go on with other images: as far as they are here, the first one and all labels."""
-    first = place.get(known.get("image", -1))
-    other = first is not None and known["image_sha256"] != _digest(images[first], labels[first])
+    image = known.get("image", -1)
+    other = not isinstance(image, int)
+    if image in [*place]:
+        k = place[image]
+        other = known["image_sha256"] != _digest(images[k], labels[k])
     log = read_log(ledger.path)
     given = [(place[i], label) for i, label in zip(log["idx"], log["label"], strict=True)
              if i in place]  # fmt: skip

@@ -57,14 +57,15 @@ def as_given(model: Any, images: Tensor) -> Execution:
 
 
 _EXECUTION = {
-    "batch_size": maybe(whole(1)), "layout": maybe(one_of(*LAYOUTS)),
-    "dtype": maybe(one_of(*DTYPES)),
+    "batch_size": whole(1), "layout": one_of(*LAYOUTS), "dtype": one_of(*DTYPES)
 }  # fmt: skip
 
 
 def _known(execution: Any) -> Execution:
+    if not isinstance(execution, Execution):
+        raise TypeError
     for name, rule in _EXECUTION.items():
-        rule.read(getattr(execution, name))
+        rule(name, getattr(execution, name))
     return Execution(*execution)
 
 
@@ -107,7 +108,7 @@ def prepare(
     return prepared
 
 
-@declared(largest=whole(1), **_EXECUTION)
+@declared(largest=whole(1), **{name: maybe(rule) for name, rule in _EXECUTION.items()})
 def search(
     smoothed: SmoothedClassifier, image: Tensor, *, batch_size: int | None = None,
     layout: str | None = None, dtype: str | None = None, largest: int = 4096,
