@@ -59,6 +59,15 @@ def awkward() -> Awkward:
     return model
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Notebooks, and files with slow tests, first: in the end no process waits for one of them."""
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker("slow")
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, item.path.suffix != ".ipynb"))
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Keep nbval from measuring coverage inside the kernels, where it waits until it times out.
 

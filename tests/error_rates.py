@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from scipy import special, stats
 
-from trustml_helpers import bounds, figures, sequential, votes
-from trustml_helpers.smoothing import ABSTAIN, SmoothedClassifier
+from trustml_helpers import bounds, figures, sequential
+from trustml_helpers.smoothing import ABSTAIN, SmoothedClassifier, votes
 
 ALPHA, N0, N, IMAGES = 0.001, 50, 1000, 200_000
 HAIR = 1e-12

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trustml_helpers.certification import LogError
+from trustml_helpers._support.files import LogError
 from trustml_helpers.data import DataError
 
 ROOT = Path(__file__).parents[1]

@@ -122,35 +122,6 @@ def test_monotone_in_k(n, alpha):
     assert (lower <= np.arange(n + 1) / n).all()
 
 
-@pytest.mark.parametrize(
-    ("k", "n", "alpha", "message"),
-    [
-        (-1, 10, 0.1, "k=-1"),
-        (11, 10, 0.1, "k=11"),
-        (1.5, 10, 0.1, "integers"),
-        (float("nan"), 10, 0.1, "integers"),
-        (0, 0, 0.1, "n=0"),
-        (1, 10, 0.0, "alpha=0"),
-        (1, 10, 1.0, "alpha=1"),
-        (1, 10, float("nan"), "alpha=nan"),
-    ],
-)
-def test_bad_counts(k, n, alpha, message):
-    for bound in (bounds.lower_conf_bound, bounds.upper_conf_bound):
-        with pytest.raises(ValueError, match=message):
-            bound(k, n, alpha)
-
-
-@pytest.mark.parametrize(
-    ("p_a", "p_b", "sigma", "message"),
-    [(1.1, 0, 1, "p_a_lower"), (0.5, -1, 1, "p_b_upper"), (0.9, 0.1, -1, "sigma"),
-     (float("nan"), 0.1, 1, "p_a_lower"), (0.9, 0.1, float("inf"), "sigma")],
-)  # fmt: skip
-def test_bad_probabilities(p_a, p_b, sigma, message):
-    with pytest.raises(ValueError, match=message):
-        bounds.two_class_radius(p_a, p_b, sigma)
-
-
 @pytest.mark.parametrize("alpha", [1e-12, 0.001, 0.3])
 def test_exact_coverage_for_every_n_up_to_200(alpha):
     """The error is largest just below a bound L(m), where it tends to P(Bin(n, L(m)) >= m): all

@@ -1,325 +1,474 @@
-"""Odd arguments everywhere: a correct result, or an error that names the argument. Nothing else."""
+"""Odd input that is valid: the result is right, whatever its shape, dtype, place or size.
+
+What is refused, and in which words, is in support/test_arguments.py.
+"""
 
 from __future__ import annotations
 
+import inspect
+import io
 import math
+import re
 from functools import partial
+from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import pytest
+import strategies as odd
 import torch
-from helpers import named, outcome
-from hypothesis import given, settings
+from helpers import outcome
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch import nn
+from strategies import CALLS, FUNCTIONS, Flat, X, Y, arguments, public, seeded
 
 from trustml_helpers import (
     attacks,
     bounds,
-    losses,
-    noise_objectives,
+    figures,
+    models,
     objectives,
     robustness,
     sequential,
+    smoothing,
     theory,
     training,
-    votes,
+    widgets,
 )
 from trustml_helpers.smoothing import SmoothedClassifier
 
-NUMBERS = st.sampled_from(
-    [0.3, 0.0, 1.0, -1.0, 0.5, 1e-300, 1e300, 2.0, math.nan, math.inf, -math.inf]
-)
-COUNTS = st.sampled_from([0, 1, 2, 3, -1])
-NORM = st.sampled_from(["linf", "l2", "l1", "l3"])
-BOX = st.sampled_from([(0, 1), None, (0.0, 0.5), (1, 0), (math.nan, 1)])
+pytestmark = [
+    pytest.mark.slow,  # hundreds of examples of each kind
+    pytest.mark.filterwarnings("ignore:.*training mode"),
+    pytest.mark.filterwarnings("ignore:.*returned NaN"),
+]
+
+# --- attacks and evaluation -----------------------------------------------------------------------
 
 
-# --- images, labels, networks --------------------------------------------------------------------
-
-
-def pictures():
-    x = torch.rand(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    nan, inf, far = x.clone(), x.clone(), 255 * x
-    nan[0, 0, 0, 0], inf[1, 0, 0, 0] = math.nan, math.inf
-    return st.sampled_from(
-        [x, x[:1], x[:0], x.flatten(1), x.double(), x.half(), x.bfloat16(), x.mT,
-         x[:, :1].expand_as(x), x.contiguous(memory_format=torch.channels_last), x[0, 0, 0],
-         x.long(), nan, inf, far, -x]
-    )  # fmt: skip
-
-
-def labels():
-    y = torch.tensor([0, 1, 2])
-    return st.sampled_from(
-        [
-            y,
-            y,
-            y,
-            y[:1],
-            y[:0],
-            y.int(),
-            y.to(torch.uint8),
-            y.float(),
-            y + 7,
-            y - 1,
-            y[:, None],
-            y.bool(),
-        ]
-    )
-
-
-class Flat(nn.Module):
-    """A network for any size of picture, with dropout; its logits may be spoiled."""
-
-    def __init__(self, spoil=None):
-        super().__init__()
-        self.spoil, self.dropout = spoil, nn.Dropout(0.5)
-        self.weight = nn.Parameter(torch.tensor([1.0, -1.0, 0.5]))
-
-    def forward(self, x):
-        x = x if x.is_floating_point() else x.float()
-        logits = self.dropout(x.flatten(1)).mean(1)[:, None] * self.weight.to(x.dtype)
-        return self.spoil(logits) if self.spoil else logits
-
-
-SPOILERS = [
-    None, None, None, lambda z: z[:, :1], lambda z: z[:, 0], lambda z: z[:1], lambda z: z.detach(),
-    lambda z: z * math.nan, lambda z: z / 0, lambda z: z[:, :2], lambda z: torch.cat([z, z]),
-]  # fmt: skip
-
-
-def networks():
-    def make(spoil, training):
-        return Flat(spoil).train(training)
-
-    return st.builds(make, st.sampled_from(SPOILERS), st.booleans())
-
-
-def fits(x_adv, x, eps, norm, bounds):
+def fits(x_adv, x, eps, norm, box):
     assert x_adv.shape == x.shape
     assert x_adv.dtype == x.dtype
-    if bounds is not None and x.numel():
-        assert x_adv.min() >= bounds[0]
-        assert x_adv.max() <= bounds[1]
+    if box is not None and x.numel():
+        assert x_adv.min() >= box[0]
+        assert x_adv.max() <= box[1]
     size = {"linf": math.inf, "l2": 2, "l1": 1}[norm]
     moved = torch.linalg.vector_norm((x_adv.double() - x.double()).flatten(1), size, dim=1)
     assert (moved <= eps * (1 + 1e-5)).all()
 
 
 ATTACKS = {
-    "fgsm": partial(attacks.fgsm),
+    "fgsm": attacks.fgsm,
     "pgd": partial(attacks.pgd, steps=2),
     "first": partial(attacks.pgd, steps=2, keep="first", restarts=2),
+    "last": partial(attacks.pgd, steps=2, keep="last", momentum=0.9),
     "auto_pgd": partial(attacks.auto_pgd, steps=3),
     "square": partial(attacks.square, queries=3),
+}
+IN_ONE_NORM = {
+    "fgsm_rs": (attacks.fgsm_rs, "linf"),
+    "sign_noise": (attacks.sign_noise, "linf"),
+    "pgd_smoothed": (partial(attacks.pgd_smoothed, sigma=0.5, steps=2, samples=2), "l2"),
 }
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-@settings(max_examples=150)
-@given(x=pictures(), y=labels(), model=networks(), eps=NUMBERS, norm=NORM, box=BOX)
-def test_attacks(attack, x, y, model, eps, norm, box):
-    was = model.training
-    names = ["model", "x", "y", "eps", "norm", "bounds"]
-    x_adv = outcome(
-        lambda: ATTACKS[attack](model, x, y, eps, norm=norm, bounds=box), *names
-    )  # fmt: skip
+@settings(max_examples=50)
+@given(**odd.THREAT, loss=st.sampled_from(["cross_entropy", "margin", "dlr"]))  # fmt: skip
+def test_attacks(attack, x, y, model, eps, norm, box, loss):
+    was, more = model.training, {} if attack == "square" else {"loss": loss}
+    x_adv = ATTACKS[attack](model, x, y[: len(x)], eps, norm=norm, bounds=box, **more)
     assert model.training == was
-    if x_adv is not None:
-        fits(x_adv, x, eps, norm, box)
+    fits(x_adv, x, eps, norm, box)
+
+
+@pytest.mark.parametrize("attack", IN_ONE_NORM)
+@settings(max_examples=40)
+@given(**odd.CASE, eps=odd.SIZE, box=odd.BOX)
+def test_attacks_in_one_norm(attack, x, y, model, eps, box):
+    call, norm = IN_ONE_NORM[attack]
+    fits(call(model, x, y[: len(x)], eps, bounds=box), x, eps, norm, box)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("attack", ATTACKS)
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), eps=st.sampled_from([0.1, 0.3, 0.5, 1.0]),
-       dtype=st.sampled_from([torch.half, torch.bfloat16, torch.float32]),
-       box=st.sampled_from([(0, 1), None]))  # fmt: skip
+       dtype=st.sampled_from(odd.PRECISIONS[:3]), box=st.sampled_from([(0, 1), None]))  # fmt: skip
 def test_attacks_stay_in_the_ball_in_every_precision(attack, norm, seed, eps, dtype, box):
     """Where rounding a pixel is coarse and there are many of them."""
-    x = torch.rand(3, 2, 12, 12, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    x_adv = ATTACKS[attack](Flat(), x, torch.tensor([0, 1, 2]), eps, norm=norm, bounds=box)
-    fits(x_adv, x, eps, norm, box)
+    x = torch.rand(3, 2, 12, 12, generator=seeded(seed)).to(dtype)
+    fits(ATTACKS[attack](Flat(), x, Y, eps, norm=norm, bounds=box), x, eps, norm, box)
 
 
-@settings(max_examples=100)
-@given(x=pictures(), y=labels(), model=networks(), eps=NUMBERS, sigma=NUMBERS, samples=COUNTS)
-def test_pgd_smoothed(x, y, model, eps, sigma, samples):
-    x_adv = named(attacks.pgd_smoothed, model=model, x=x, y=y, eps=eps, sigma=sigma, steps=2,
-                  samples=samples)  # fmt: skip
-    if x_adv is not None:
-        fits(x_adv, x, eps, "l2", (0, 1))
+@settings(max_examples=30)
+@given(**odd.THREAT, classes=st.sampled_from([2, 3, 10]))
+def test_suite(x, y, model, eps, norm, box, classes):
+    """The number of classes says how many targets there are at most; the network has three."""
+    for attack in attacks.suite(eps, norm=norm, bounds=box, num_classes=classes, steps=2,
+                                queries=2).values():  # fmt: skip
+        x_adv = outcome(lambda attack=attack: attack(model, x, y[: len(x)]), "classes", "targets")
+        if x_adv is not None:
+            fits(x_adv, x, eps, norm, box)
 
 
-@settings(max_examples=100)
-@given(steps=COUNTS, restarts=COUNTS, step_size=NUMBERS, momentum=NUMBERS,
-       keep=st.sampled_from(["best", "first", "last", "worst"]),
-       loss=st.sampled_from(["cross_entropy", "margin", "dlr", "hinge"]))  # fmt: skip
-def test_settings_of_pgd(steps, restarts, step_size, momentum, keep, loss):
-    x, y = torch.full((2, 1, 3, 3), 0.5), torch.tensor([0, 1])
-    x_adv = named(attacks.pgd, model=Flat(), x=x, y=y, eps=0.1, steps=steps, restarts=restarts,
-                  step_size=step_size, momentum=momentum, keep=keep, loss=loss)  # fmt: skip
-    if x_adv is not None:
-        fits(x_adv, x, 0.1, "linf", (0, 1))
+@settings(max_examples=80)
+@given(**odd.CASE, batch_size=st.sampled_from([1, 2, 3, 1e2]),
+       attack=st.sampled_from(sorted(odd.ATTACKS)))  # fmt: skip
+def test_evaluation(x, y, model, batch_size, attack):
+    assume(len(x))
+    call = {"x": x, "y": y[: len(x)], "batch_size": batch_size}
+    one, names = odd.ATTACKS[attack], ["attack", "attacks", attack]
+    share = robustness.accuracy(model, **call)
+    right = robustness.correct(model, **call)
+    assert (right.dtype, right.shape) == (torch.bool, (len(x),))
+    assert share == right.double().mean()
+    assert models.predict(model, x, batch_size=batch_size).shape == (len(x),)
+    robust = outcome(lambda: robustness.robust_accuracy(model, attack=one, **call), *names)
+    assert robust is None or 0 <= robust <= share
+    kept = outcome(lambda: robustness.robust_correct(model, attack=[one, one], **call), *names)
+    assert kept is None or not (kept & ~right).any()
+    fell = outcome(lambda: robustness.broken_by(model, attacks={attack: one}, **call), *names)
+    assert fell is None or [name == "" for name in fell] == kept.tolist()
+    table = outcome(lambda: robustness.attack_matrix({"net": model}, {attack: one}, **call), *names)
+    assert table is None or table.loc["net", "worst case"] == robust
 
 
-@settings(max_examples=150)
-@given(x=pictures(), y=labels(), model=networks(), batch_size=COUNTS)
-def test_accuracy(x, y, model, batch_size):
-    share = named(robustness.accuracy, model=model, x=x, y=y, batch_size=batch_size)
-    assert share is None or 0 <= share <= 1
+@settings(max_examples=15)
+@given(**odd.THREAT)
+def test_diagnosis(x, y, model, eps, norm, box):
+    assume(len(x))
+    found = robustness.diagnose(model, x, y[: len(x)], eps, norm=norm, bounds=box, steps=1,
+                                queries=1, batch_size=2)  # fmt: skip
+    assert str(found)
+    assert all(0 <= share <= 1 for share in found.accuracy.values())
 
 
-# --- smoothing -----------------------------------------------------------------------------------
+@settings(max_examples=40)
+@given(y=st.tuples(st.integers(0, 4), st.integers(0, 4)).map(torch.tensor),
+       dtype=st.sampled_from(odd.PRECISIONS), scale=st.sampled_from([0.0, 1e-30, 1.0, 1e30])
+       )  # fmt: skip
+def test_losses(y, scale, dtype):
+    logits = (scale * torch.tensor([[0.1, -0.7, 0.4, 0.0, 2.0]])).repeat(2, 1).to(dtype)
+    assume(logits.isfinite().all())
+    found = [loss(logits, y) for loss in attacks.LOSSES.values()]
+    for loss in (*found, attacks.dlr_targeted(logits, y, y.flip(0))):
+        assert loss.shape == (2,)
+        assert loss.isfinite().all()
+    assert torch.equal(found[1] > 0, logits.argmax(1) != y) or scale in (0.0, 1e-30)
 
 
-@settings(max_examples=300)
-@given(x=pictures(), model=networks(), sigma=NUMBERS, classes=COUNTS, n0=COUNTS,
-       n=st.sampled_from([0, 1, 9, 40]), alpha=NUMBERS, batch_size=COUNTS,
-       bound=st.sampled_from(["one_class", "two_class", "three"]))  # fmt: skip
-def test_certify(x, model, sigma, classes, n0, n, alpha, bound, batch_size):
-    was = model.training
+def test_losses_of_too_few_classes():
+    for loss, needed in ((attacks.dlr, 3), (partial(attacks.dlr_targeted, target=Y[:2]), 4)):
+        with pytest.raises(ValueError, match=f"{needed} classes"):
+            loss(torch.zeros(2, needed - 1), y=Y[:2])
+    assert attacks.margin(torch.zeros(2, 2), Y[:2]).isfinite().all()
 
-    def call():
-        g = SmoothedClassifier(model, sigma, classes)
-        return g.certify(x, n0, n, alpha, bound, batch_size=batch_size)
 
-    found = outcome(call, "x", "base_classifier", "sigma", "num_classes", "n0", "n", "alpha",
-                    "bound", "batch_size")  # fmt: skip
+# --- what a network cannot take, and what it must not return --------------------------------------
+
+PAIR = torch.tensor([1, 2])
+OWN = {"generator": torch.Generator()}  # of the CPU: "meta" has none
+TAKERS = {
+    name: lambda f, x, name=name: FUNCTIONS[name](
+        **CALLS[name](None) | {"model": f, "x": x, "y": PAIR})
+    for name in ("attacks.gradient.fgsm", "attacks.gradient.fgsm_rs", "attacks.gradient.pgd",
+                 "attacks.gradient.pgd_smoothed", "attacks.strong.auto_pgd",
+                 "attacks.strong.square", "robustness.evaluation.accuracy",
+                 "robustness.evaluation.robust_accuracy", "robustness.diagnosis.diagnose",
+                 "objectives.standard")
+} | {
+    name: lambda f, x, name=name: FUNCTIONS[name](
+        **CALLS[name](None) | OWN | {"self": SmoothedClassifier(f, 0.5, 10), "x": x})
+    for name in FUNCTIONS if name.startswith("smoothing.classifier") and "__init__" not in name
+} | {
+    "predict": lambda f, x: models.predict(f, x),
+    "fit": lambda f, x: training.fit(f, (x, PAIR), epochs=1, progress=False),
+    "adversarial": lambda f, x: objectives.adversarial(partial(attacks.fgsm, eps=0.1))(f, x, PAIR),
+    "trades": lambda f, x: objectives.trades(0.1, steps=1)(f, x, PAIR),
+    "stability": lambda f, x: objectives.stability(0.5, **OWN)(f, x, PAIR),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAKERS)
+@settings(max_examples=25)
+@given(x=odd.digits(), model=odd.digit_networks())
+def test_what_a_network_cannot_take(name, x, model):
+    weight, flags = next(model.parameters()), [module.training for module in model.modules()]
+    assume(not weight.is_meta or not x.is_meta)
+    found = outcome(lambda: TAKERS[name](model, x), "x", "y", "model", "images")
+    taken = x.shape[1:] == (1, 28, 28) and x.dtype == weight.dtype and weight.device == x.device
+    assert (found is not None) == taken
+    if name != "fit":
+        assert [module.training for module in model.modules()] == flags
+
+
+def network(valid):
+    """The one in the arguments of a call."""
+    inside = [getattr(value, "base_classifier", value) for value in valid.values()]
+    inside += valid.get("models", {}).values()
+    return next(each for each in inside if isinstance(each, Flat))
+
+
+NETWORK = {"model", "models", "self", "smoothed"}
+ASKED = [
+    name for name, each in FUNCTIONS.items() if NETWORK & inspect.signature(each).parameters.keys()
+]
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_is_no_logits_is_refused(name, tmp_path):
+    assert len(ASKED) > 20
+    words = "model: expected logits", "but the model has 1 classes"
+    for number, spoil in enumerate(odd.NO_LOGITS):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        net = network(valid := CALLS[name](folder))
+        net.spoil = spoil
+        refused = outcome(lambda valid=valid: (FUNCTIONS[name](**valid),), *words) is None
+        assert refused or not net.called
+
+
+# --- smoothing and certification ------------------------------------------------------------------
+
+
+LOSING = odd.LOGITS[1:3]  # logits that are no votes
+
+
+@settings(max_examples=50)
+@given(x=odd.pictures(), model=odd.networks(), sigma=st.sampled_from([1e-6, 0.5, 1e6]),
+       n0=st.sampled_from([1, 3]), n=st.sampled_from([9, 40]),
+       bound=st.sampled_from(["one_class", "two_class"]),
+       batch_size=st.sampled_from([None, 1, 7]))  # fmt: skip
+def test_certify(x, model, sigma, n0, n, bound, batch_size):
+    was, g = model.training, SmoothedClassifier(model, sigma, 3)
+    found = g.certify(x, n0, n, 0.1, bound, batch_size=batch_size)
     assert model.training == was
-    if found is not None:
-        assert found.radius.shape == found.prediction.shape == (len(x),)
+    assert found.radius.shape == found.prediction.shape == (len(x),)
+    assert (found.radius >= 0).all()
+    assert (found.radius > 0).equal(found.prediction >= 0)
+    if x.dtype != torch.half:  # in which noise and logits overflow
+        assert (found.counts.sum(1) == (0 if model.spoil in LOSING else n)).all()
+
+
+@settings(max_examples=30)
+@given(x=odd.pictures(), model=odd.networks(), size=st.sampled_from([1e-3, 0.1, 0.4]),
+       n0=st.sampled_from([1, 5]), n_max=st.sampled_from([60, 100]))  # fmt: skip
+def test_sequential_certificates(x, model, size, n0, n_max):
+    g = SmoothedClassifier(model, 0.5, 3)
+    for found in (g.certify_at_radius(x, size, 0.1, n_max, n0=n0),
+                  g.certify_anytime(x, size, 0.1, n_max, n0=n0)):  # fmt: skip
         assert (found.radius >= 0).all()
         assert (found.radius > 0).equal(found.prediction >= 0)
-        assert (found.counts.sum(1) <= n).all()
+        assert ((found.samples > n0) & (found.samples <= n_max + n0)).all()
+    assert (g.predict(x, n_max, 0.1) >= -1).all()
 
 
-@settings(max_examples=200)
-@given(x=pictures(), model=networks(), radius=NUMBERS, gain=NUMBERS, alpha=NUMBERS, n0=COUNTS,
-       n_max=st.sampled_from([-1, 0, 1, 60, 100]))  # fmt: skip
-def test_sequential_certificates(x, model, radius, gain, alpha, n0, n_max):
-    g = SmoothedClassifier(model, 0.5, 3)
-    names = ["x", "base_classifier", "radius", "gain", "alpha", "n_max", "n0"]
-    for call in (lambda: g.certify_at_radius(x, radius, alpha, n_max, n0=n0),
-                 lambda: g.certify_anytime(x, gain, alpha, n_max, n0=n0),
-                 lambda: g.predict(x, n_max, alpha)):  # fmt: skip
-        found = outcome(call, *names, "n")
-        if isinstance(found, tuple):
-            assert (found.radius >= 0).all()
-            assert (found.samples <= n_max + n0).all()
-
-
-# --- numbers -------------------------------------------------------------------------------------
-
-WHOLE = st.sampled_from([0, 1, 2, 5, 100, -1, 0.5, math.nan, math.inf])
-
-
-@given(k=WHOLE, n=WHOLE, alpha=NUMBERS)
-def test_bounds(k, n, alpha):
-    for function in (bounds.lower_conf_bound, bounds.upper_conf_bound):
-        found = named(function, k=k, n=n, alpha=alpha)
-        assert found is None or 0 <= found <= 1
-    found = outcome(lambda: sequential.anytime_lower_bound(k, n, alpha), "k", "n", "alpha")
-    assert found is None or 0 <= found <= 1
-    names = "k", "n", "n_max", "alpha"
-    found = outcome(lambda: sequential.best_case_bound(k, n, 100, alpha), *names)
-    assert found is None or 0 <= found <= 1
-
-
-@given(a=NUMBERS, b=NUMBERS, sigma=NUMBERS)
-def test_radii(a, b, sigma):
-    found = named(bounds.two_class_radius, p_a_lower=a, p_b_upper=b, sigma=sigma)
-    assert found is None or found >= 0
-    found = named(bounds.certified_radius, p_a_lower=a, sigma=sigma)
-    assert found is None or found >= 0
-
-
-@given(p=NUMBERS, alpha=NUMBERS, n=COUNTS, share=NUMBERS)
-def test_how_many_votes(p, alpha, n, share):
-    found = named(votes.abstention_probability, p_a=p, n=n, alpha=alpha)
-    assert found is None or 0 <= found <= 1
-    if p != 0.5 + 1e-300:
-        found = named(votes.samples_needed, p_a=p, alpha=max(alpha, 1e-30), share=share)
-        assert found is None or found >= 1
-
-
-@settings(max_examples=200)
-@given(p=NUMBERS, alpha=NUMBERS, beta=NUMBERS, n_max=st.sampled_from([-1, 0, 1, 30, 200]))
-def test_plans(p, alpha, beta, n_max):
-    sizes = named(sequential.looks, n_max=n_max)
-    if sizes is not None:
-        found = named(sequential.plan, p_null=p, alpha=alpha, sizes=sizes, beta=beta)
-        assert found is None or found.error[0] <= alpha
-
-
-@given(x=NUMBERS, radius=NUMBERS, sigma=NUMBERS, dimension=COUNTS)
-def test_theory(x, radius, sigma, dimension):
-    found = named(
-        theory.ball_probability, distance=x, radius=radius, sigma=sigma, dimension=dimension
-    )
-    assert found is None or 0 <= found <= 1
-    found = named(theory.ball_true_radius, radius=radius, sigma=sigma, dimension=dimension)
-    assert found is None or found >= 0
-    found = named(theory.cell_masses, edges=[x], mean=radius, sigma=sigma)
-    assert found is None or math.isclose(found.sum(), 1)
-    for function in (theory.worst_case_classifier, theory.neyman_pearson):
-        found = named(function, grid_mass_at_x=[0.5, 0.5], grid_mass_at_x_delta=[0.1, 0.9], p_a=x)
-        assert found is None or 0 <= found[1] <= 1
-
-
-# --- training ------------------------------------------------------------------------------------
-
-NOISY = {
-    "gaussian": lambda s, w, k: partial(objectives.gaussian, s),
-    "stability": lambda s, w, k: partial(noise_objectives.stability, s, w),
-    "consistency": lambda s, w, k: partial(noise_objectives.consistency, s, w, samples=k),
-    "smoothadv": lambda s, w, k: partial(noise_objectives.smoothadv, s, w, samples=k, steps=k),
-    "macer": lambda s, w, k: partial(noise_objectives.macer, s, w, samples=k),
-    "smoothmix": lambda s, w, k: partial(noise_objectives.smoothmix, s, w, samples=k, steps=k),
-    "trades": lambda s, w, k: partial(objectives.trades, s, w, steps=k),
-}
-
-
-@pytest.mark.parametrize("name", NOISY)
 @settings(max_examples=60)
-@given(sigma=NUMBERS, weight=NUMBERS, count=COUNTS)
-def test_objectives(name, sigma, weight, count):
-    x, y = torch.full((2, 1, 3, 3), 0.5), torch.tensor([0, 1])
-    names = ["sigma", "samples", "steps", "lam", "eta", "eps", "beta", "gamma", "bounds", "start"]
-
-    def call():
-        objective = NOISY[name](sigma, weight, count)(generator=torch.Generator())
-        return objective(Flat().train(), x, y)
-
-    loss = outcome(call, *names)
-    assert loss is None or loss.ndim == 0
+@given(arguments(smoothing.radii, counts=st.lists(st.integers(0, 9), min_size=2, max_size=4),
+                 top=st.integers(0, 1), n=st.sampled_from([36, 1000])))  # fmt: skip
+def test_votes(call):
+    call |= {"counts": torch.tensor([call["counts"]]), "top": torch.tensor([call["top"]])}
+    radius, p_a = smoothing.radii(**call)
+    assert radius >= 0
+    assert 0 <= p_a <= 1
+    assert -1 <= smoothing.decide(call["counts"], call["alpha"]) < call["counts"].shape[1]
 
 
-@settings(max_examples=100)
-@given(x=pictures(), y=labels(), epochs=COUNTS, batch_size=COUNTS,
-       best=st.sampled_from([None, "loss", "error"]))  # fmt: skip
-def test_fit(x, y, epochs, batch_size, best):
-    def call():
-        return training.fit(Flat(), (x, y), epochs=epochs, batch_size=batch_size, best=best,
-                            progress=False)  # fmt: skip
-
-    try:
-        history = outcome(call, "train", "epochs", "batch_size", "best")
-    except FloatingPointError:  # its message is tested with the training loop
-        assert not x.isfinite().all()
-        return
-    assert history is None or len(history) == epochs
-
-
-@given(y=labels(), classes=st.sampled_from([2, 3, 5]))
-def test_mean_losses(y, classes):
-    log_p = torch.zeros(3, classes).log_softmax(1)
-    for loss in (losses.mean_cross_entropy, losses.mean_negative_log):
-        found = outcome(lambda loss=loss: loss(log_p, y), "y")
-        assert found is None or math.isclose(found, math.log(classes), rel_tol=1e-6)
+@settings(max_examples=10)
+@given(layout=st.sampled_from([None, "contiguous", "channels_last"]),
+       dtype=st.sampled_from([None, "float32", "bfloat16"]),
+       batch_size=st.sampled_from([None, 1, 5]), model=odd.digit_networks())  # fmt: skip
+def test_execution(layout, dtype, batch_size, model):
+    assume(not next(model.parameters()).is_meta)
+    x = torch.rand(1, 1, 28, 28, dtype=next(model.parameters()).dtype)
+    how = {"batch_size": batch_size, "layout": layout, "dtype": dtype, "largest": 64}
+    found = smoothing.search(SmoothedClassifier(model.eval(), 0.5, 10), x, **how)
+    assert [found.batch_size, found.layout, found.dtype] == [
+        given if given is not None else each
+        for given, each in zip((batch_size, layout, dtype), found, strict=False)]  # fmt: skip
+    prepared = smoothing.prepare(SmoothedClassifier(model, 0.5, 10), found, x)
+    assert prepared.sample_under_noise(x, 3).sum() == 3
 
 
-def test_losses_of_one_class_are_refused():
-    with pytest.raises(ValueError, match="classes"):
-        losses.dlr(torch.zeros(2, 2), torch.tensor([0, 1]))
-    assert losses.margin(torch.zeros(2, 2), torch.tensor([0, 1])).isfinite().all()
+# --- numbers --------------------------------------------------------------------------------------
+
+
+@given(st.data(), arguments(bounds.lower_conf_bound), st.sampled_from([1, 5, 100]))
+def test_bounds(more, call, n):
+    call |= {"n": n, "k": more.draw(st.integers(0, n))}
+    low, high = bounds.lower_conf_bound(**call), bounds.upper_conf_bound(**call)
+    assert np.all((low >= 0) & (high <= 1))
+    assert np.all(low <= high) or np.any(np.asarray(call["alpha"]) > 0.5)
+    assume(np.ndim(call["alpha"]) == 0)
+    always = sequential.anytime_lower_bound(**call)
+    assert 0 <= always <= low + 1e-12
+    assert always <= sequential.best_case_bound(n_max=100, **call) <= 1
+
+
+@given(arguments(bounds.two_class_radius))
+def test_radii(call):
+    assume(len({np.shape(value) for value in call.values()} - {()}) <= 1)
+    radius = bounds.two_class_radius(**call)
+    assert np.all(radius >= 0)
+    one = bounds.certified_radius(call["p_a_lower"], call["sigma"])
+    assert np.all(one >= 0)
+    assert np.all((one > 0) <= (np.asarray(call["p_a_lower"]) > 0.5))
+
+
+@given(arguments(smoothing.abstention_probability), st.sampled_from([0.1, 0.5]))
+def test_how_many_votes(call, share):
+    assert 0 <= smoothing.abstention_probability(**call) <= 1
+    if call["p_a"] > 0.5 and call["alpha"] > 1e-30:
+        n = smoothing.samples_needed(call["p_a"], call["alpha"], share)
+        assert smoothing.abstention_probability(call["p_a"], n, call["alpha"]) <= share
+
+
+@settings(max_examples=60)
+@given(arguments(sequential.plan, sizes=st.sampled_from([[1], [5, 9], np.arange(1, 30)])),
+       arguments(sequential.looks), st.integers(0, 29))  # fmt: skip
+def test_plans(call, size, k):
+    sizes = sequential.looks(**size)
+    assert sizes[-1] == size["n_max"]
+    assert (np.diff(sizes) > 0).all()
+    assert len(sequential.spending(len(sizes), 0.1)) == len(sizes)
+    found = sequential.plan(**call)
+    assert (found.error <= call["alpha"]).all()
+    crossed = sequential.crossing_probability(found.p_null[0], found.looks, found.success[0])
+    assert crossed == pytest.approx(found.error[0], abs=1e-12)
+    n = int(found.looks[-1])
+    replay = sequential.replay([min(k, n)], n, found, np.random.default_rng(0))
+    assert 1 <= replay.samples[0] <= n
+
+
+@given(arguments(theory.ball_probability), arguments(theory.halfspace_probability),
+       arguments(theory.cell_masses, edges=st.sampled_from([[0.0], [-1e3, 1e3], [0, 1e-300]])),
+       st.sampled_from([0, 1e-300, 0.5, 1]))  # fmt: skip
+def test_theory(ball, half, cells, p_a):
+    assume(ball["radius"] <= 1e5 * ball["sigma"])
+    found = theory.ball_probability(**ball)
+    assert np.all((found >= 0) & (found <= 1))
+    del ball["distance"]
+    assert theory.ball_true_radius(**ball) >= 0
+    assert math.isclose(theory.cell_masses(**cells).sum(), 1)
+    for function in (theory.worst_case_classifier, theory.neyman_pearson):
+        assert 0 <= function([0.5, 0.5], [0.1, 0.9], p_a)[1] <= 1
+    assume(len({np.shape(value) for value in half.values()} - {()}) <= 1)
+    found = theory.halfspace_probability(**half)
+    assert np.all((found >= 0) & (found <= 1))
+
+
+# --- training -------------------------------------------------------------------------------------
+
+WEIGHT = st.sampled_from([0.0, 1e-300, 0.5, 1, 100])
+OBJECTIVES = {
+    "gaussian": lambda weight, count, **own: objectives.gaussian(weight, **own),
+    "stability": lambda weight, count, **own: objectives.stability(0.5, weight, **own),
+    "consistency": lambda weight, count, **own: objectives.consistency(
+        0.5, weight, samples=count, **own),
+    "smoothadv": lambda weight, count, **own: objectives.smoothadv(
+        0.5, weight, samples=count, steps=count, **own),
+    "macer": lambda weight, count, **own: objectives.macer(0.5, weight, samples=count, **own),
+    "smoothmix": lambda weight, count, **own: objectives.smoothmix(
+        0.5, weight, samples=count, steps=count, **own),
+    "trades": lambda weight, count, **own: objectives.trades(0.1, weight, steps=count, **own),
+    "mixed": lambda weight, count, **own: objectives.mixed(odd.ATTACKS["nothing"], count / 4),
+    "standard": lambda weight, count, **own: objectives.standard,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@settings(max_examples=30)
+@given(x=odd.pictures(), y=odd.labels(), weight=WEIGHT, count=st.integers(1, 3))
+def test_objectives(name, x, y, weight, count):
+    assume(len(x) and x.dtype.itemsize > 2)
+    objective, net = OBJECTIVES[name](weight, count, generator=seeded()), Flat().train()
+    loss = objective(net, x, y[: len(x)])
+    assert loss.ndim == 0
+    assert loss.isfinite()
+    assert torch.autograd.grad(loss, net.weight)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("attack", [name for name in odd.ATTACKS if name != "nothing"])
+@pytest.mark.parametrize("make", [objectives.adversarial, objectives.mixed])
+def test_objectives_of_attacks_that_return_no_images(make, attack):
+    loss = outcome(lambda: make(odd.ATTACKS[attack])(Flat(), X, Y), "attack")
+    assert loss is None or loss.isnan() or (attack == "fewer" and make is objectives.mixed)
+
+
+@settings(max_examples=30)
+@given(x=odd.pictures(), y=odd.labels(), epochs=st.sampled_from([1, 2.0]),
+       peak=st.sampled_from([1e-3, 0.1]), batch_size=st.sampled_from([1, 2, 100]),
+       best=st.sampled_from([None, "loss"]))  # fmt: skip
+def test_fit(x, y, epochs, peak, batch_size, best):
+    assume(len(x) and x.dtype.itemsize > 2)
+    net = Flat().to(x.dtype)
+    history = training.fit(net, (x, y[: len(x)]), epochs=epochs, batch_size=batch_size, best=best,
+                           scheduler=training.triangular(peak), progress=False)  # fmt: skip
+    assert len(history) == epochs
+    assert np.isfinite(history["loss"]).all()
+    assert net.weight.isfinite().all()
+
+
+# --- figures and widgets --------------------------------------------------------------------------
+
+
+@settings(max_examples=6)
+@given(rows=st.lists(st.tuples(*3 * [st.floats(width=32)]), max_size=4), logx=st.booleans(),
+       logy=st.booleans(), n=st.integers(1, 2))  # fmt: skip
+def test_figures(rows, logx, logy, n):
+    """What they are given may hold NaN and infinity."""
+    x, y, z = zip(*rows, strict=True) if rows else ([], [], [])
+    panels = [("x", x, {"y": y, "z": z})] * n
+    drawn = [figures.curves(panels, "y", logx=logx, logy=logy, ylim=None),
+             figures.certified(x, panels[0][2]), figures.pictures([[torch.rand(1, 2, 2)]] * n),
+             figures.matrix(pd.DataFrame([[0.5, *y]] * n))]  # fmt: skip
+    for figure in drawn:
+        figure.savefig(io.BytesIO())
+    plt.close("all")
+
+
+def test_explorers_at_their_limits():
+    made = [
+        widgets.attack_explorer(Flat().eval(), X[:1, :1, :1, :1], Y[:1], steps=1),
+        widgets.radius_explorer(longest=1e-6),
+        widgets.smoothing_explorer(Flat().eval(), num_classes=3, extent=1e6),
+        widgets.certification_explorer(alpha=1e-9, sigma=1e6, most=20),
+        widgets.danskin_explorer(torch.mul, torch.arange(2.0), torch.arange(1.0), shown=9),
+    ]
+    for explorer in made:
+        assert explorer.says
+        assert outcome(lambda e=explorer: e.set(nothing=1), "nothing") is None
+
+
+# --- nothing is left out --------------------------------------------------------------------------
+
+# No input, input of one kind, or tested through the functions that call them.
+NOT_HERE = {
+    "attacks": {"Goal.ascend", "Goal.evaluate", "Goal.fooled", "Goal.logits", "check_attacked",
+                "columns", "cross_entropy", "fits", "given_or_fresh", "is_fooled",
+                "log_mean_softmax", "threat"},
+    "bounds": {"at_most_n"},
+    "certification": {"noise_generator"},
+    "data": {"data_folder", "load_mnist", "load_photo", "torchvision_dataset",
+             "train_validation_split"},  # test_data.py
+    "figures": {"danskin", "loss_surface", "norm_balls", "perturbations", "plane", "regions",
+                "sandwich", "shifted_densities", "show", "vote"},  # of one form: test_figures.py
+    "models": {"available", "checkpoint_folder"},
+    "robustness": {"progress_bar"},
+    "smoothing": {"as_given", "enough"},
+    "training": {"Recipe.objective", "Recipe.scheduler", "catastrophic_overfitting"},
+    "widgets": {"Explorer.set"},
+}  # fmt: skip
+
+
+def test_every_public_function_is_here():
+    files, found = Path(__file__).parent.glob("test_fuzz*.py"), dict(public())
+    text = "".join(path.read_text().partition("NOT_HERE = {")[0] for path in files)
+    assert len(found) > 100
+    left_out = {f"{room}.{name}" for room, names in NOT_HERE.items() for name in names}
+    missing = {name for name in found
+               if not re.search(rf"\b{name.rpartition('.')[2]}\b", text)}  # fmt: skip
+    assert missing - left_out == set()
+    assert left_out <= found.keys()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from helpers import Linear
 
-from trustml_helpers import attacks, losses, models, objectives, robustness
+from trustml_helpers import attacks, models, objectives, robustness
 
 X = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 0.5]])
 Y = torch.tensor([0, 1, 1, 0])
@@ -40,11 +40,6 @@ def test_mixed_attacks_the_rest_only(share, clean):
     expected = torch.cat([X[:clean], -X[clean:]])
     assert torch.isclose(objectives.mixed(attack, share)(IDENTITY, X, Y), by_hand(expected, Y))
     assert seen == ([] if clean == 4 else [(4 - clean, Y[clean:].tolist())])
-
-
-def test_mixed_rejects_a_share_above_one():
-    with pytest.raises(ValueError, match=r"clean_share=1\.5"):
-        objectives.mixed(lambda m, x, y: x, 1.5)
 
 
 def test_trades_by_hand():
@@ -83,13 +78,12 @@ ALL = {
     "macer": objectives.macer(0.5, 1.0, samples=2, generator=SEED),
     "smoothadv": objectives.smoothadv(0.5, 0.1, steps=1, bounds=None, generator=SEED),
     "smoothmix": objectives.smoothmix(0.5, steps=1, bounds=None, generator=SEED),
-    "per example": lambda model, x, y: losses.cross_entropy(model(x), y),
+    "per example": lambda model, x, y: attacks.cross_entropy(model(x), y),
 }
 ODD_LABELS = {
     "one is -100": torch.tensor([0, -100, 1, 0]),  # which torch passes over
     "all are -100": torch.full((4,), -100),
     "one is 99": torch.tensor([0, 99, 1, 0]),
-    "int32": Y.int(),
     "list": Y.tolist(),
     "array": Y.numpy(),
 }
@@ -100,6 +94,15 @@ ODD_LABELS = {
 def test_labels_that_are_no_classes_are_refused(name, labels):
     with pytest.raises((ValueError, TypeError), match=r"^y\b"):
         ALL[name](IDENTITY, X, ODD_LABELS[labels])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_any_whole_labels_will_do(name):
+    value = torch.stack([ALL[name](IDENTITY, X, Y.to(kind)).mean()
+                         for kind in (torch.int64, torch.int32, torch.uint8)])  # fmt: skip
+    assert value.isfinite().all()
+    if name in ("standard", "adversarial", "mixed", "per example"):  # the others draw anew
+        assert torch.equal(value, value[:1].expand(3))
 
 
 @pytest.mark.parametrize("name", sorted(ALL.keys() - {"per example"}))
@@ -115,7 +118,7 @@ def test_a_model_without_logits_is_named(name):
     lambda x, y: attacks.pgd(IDENTITY, x, y, 0.1), lambda x, y: attacks.fgsm(IDENTITY, x, y, 0.1),
 ])  # fmt: skip
 def test_arrays_are_no_tensors(call):
-    with pytest.raises(TypeError, match=r"x is a numpy.ndarray: expected .*torch.from_numpy"):
+    with pytest.raises(TypeError, match=r"(?s)^x=.*: expected .*torch.from_numpy"):
         call(X.numpy(), Y)
 
 
@@ -136,11 +139,6 @@ def test_trades_evaluates_the_clean_images_once(steps):
 def test_trades_without_a_ball_is_standard_training():
     model, x, y = models.build("SmallCNN"), torch.rand(3, 1, 28, 28), torch.arange(3)
     assert torch.isclose(objectives.trades(0.0)(model, x, y), objectives.standard(model, x, y))
-
-
-def test_trades_rejects_a_negative_weight():
-    with pytest.raises(ValueError, match="beta=-1"):
-        objectives.trades(0.1, -1)
 
 
 @pytest.mark.parametrize(("attack", "passes"), [
@@ -189,11 +187,6 @@ def test_gaussian_noise_is_fresh_of_the_right_size_and_not_clipped():
     assert torch.equal(images[2], images[0])
 
 
-def test_gaussian_rejects_a_negative_sigma():
-    with pytest.raises(ValueError, match="sigma=-1"):
-        objectives.gaussian(-1, generator=torch.Generator())
-
-
 def test_danskin_gradient_of_robust_logistic_regression():
     """Autodiff of log(1 + exp(-s w.x + eps |w|_1)) against the objective at the worst images."""
     g = torch.Generator().manual_seed(0)
@@ -210,6 +203,7 @@ def test_danskin_gradient_of_robust_logistic_regression():
     assert torch.allclose(found, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_danskin_gradient_against_finite_differences():
     """A smooth network in one dimension, its inner maximum found by exhaustive search."""
     g = torch.Generator().manual_seed(4)

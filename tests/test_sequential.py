@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from fractions import Fraction
 from math import comb
 
@@ -77,6 +76,7 @@ def test_error_is_at_most_alpha_and_nearly_all_of_it_is_used(alpha):
             assert sequential.crossing_probability(lower, sizes, success) <= alpha
 
 
+@pytest.mark.slow
 def test_boundaries_rise_with_the_radius_also_on_a_fine_grid():
     """Without the running maximum some boundaries of this grid fall."""
     grid, sizes = stats.norm.cdf(np.arange(0.5, 0.7, 0.0005)), sequential.looks(3000)
@@ -113,37 +113,11 @@ def test_looks_and_spending():
 def test_crossing_for_sure_and_never():
     assert sequential.crossing_probability(0.0, [1, 3], [1, 2]) < 1e-20
     assert sequential.crossing_probability(1.0, [1, 3], [2, 3]) == pytest.approx(1, abs=1e-15)
-    for p in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match="p="):
-            sequential.crossing_probability(p, [1], [1])
 
 
 def test_plans_are_cached():
     a = sequential.plan([0.7], 0.01, [10, 20])
     assert sequential.plan(np.array([0.7]), 0.01, np.array([10, 20])) is a
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (([0.5, 0.4], 0.01, [10]), "p_null"),
-        (([1.0], 0.01, [10]), "p_null"),
-        (([0.0], 0.01, [10]), "p_null"),
-        (([0.5, 0.5], 0.01, [10]), "p_null"),
-        (([0.5], 0.0, [10]), "alpha"),
-        (([0.5], 0.01, [10, 10]), "sizes"),
-        (([0.5], 0.01, []), "sizes"),
-    ],
-)
-def test_bad_arguments_of_plan(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        sequential.plan(*arguments)
-    with pytest.raises(ValueError, match="beta"):
-        sequential.plan([0.5], 0.01, [10], beta=1.0)
-    with pytest.raises(ValueError, match="growth"):
-        sequential.looks(10, growth=1.0)
-    with pytest.raises(ValueError, match="n_max=0"):
-        sequential.looks(0)
 
 
 # --- the anytime bound ---------------------------------------------------------------------------
@@ -167,6 +141,7 @@ def test_the_anytime_bound_is_where_the_evidence_is_enough(k, n, alpha):
     assert float(evidence(found, k, n)) * alpha == pytest.approx(1, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [0.5, 0.9])
 def test_the_anytime_bound_holds_at_all_times_at_once(p):
     """Exact probability that it is ever above p within 200 trials."""
@@ -194,10 +169,9 @@ def test_the_anytime_bound_at_the_ends():
     assert (np.diff(found) > 0).all()
     assert found[0] > 0
     assert found[-1] < 1
-    with pytest.raises(ValueError, match="k=11"):
-        sequential.anytime_lower_bound(11, 10, 0.01)
 
 
+@pytest.mark.slow
 def test_the_best_case_is_seldom_surpassed():
     """The bound after all votes lies above the best case at an early look in at most alpha of
     runs, p itself being above its upper bound then, and chance adding to it. 4,000 runs; with at
@@ -219,8 +193,6 @@ def test_the_best_case_by_hand():
     assert float(sequential.best_case_bound(90, 100, 1000, 0.01)) == float(expected)
     now = sequential.anytime_lower_bound([0, 50, 100], 100, 0.01)
     assert sequential.best_case_bound([0, 50, 100], 100, 100, 0.01).tolist() == now.tolist()
-    with pytest.raises(ValueError, match="n_max=99"):
-        sequential.best_case_bound(5, 100, 99, 0.01)
 
 
 @pytest.mark.parametrize("k", [480, 500, 515, 540])
@@ -258,17 +230,6 @@ def test_a_replay_uses_each_vote_once():
     with pytest.raises(ValueError, match="n=19"):
         sequential.replay([5], 19, three, rng)
     assert sequential.replay([21], 21, three, rng).certified.tolist() == [True]
-    with pytest.raises(ValueError, match="whole numbers from 0 to n=20"):
-        sequential.replay([21], 20, plan, rng)
-
-
-@pytest.mark.parametrize(
-    ("count", "alpha", "name"),
-    [(0, 0.1, "count"), (2.5, 0.1, "count"), (2, 0, "alpha"), (2, 1, "alpha")],
-)
-def test_spending_refuses(count, alpha, name):
-    with pytest.raises(ValueError, match=f"^{name}="):
-        sequential.spending(count, alpha)
 
 
 def test_mass_that_is_dropped_counts_as_error():
@@ -300,13 +261,9 @@ def test_beta_of_zero_never_gives_up_early():
     plan = sequential.plan([0.6], 0.001, [50, 100], beta=0.0)
     reach = plan.futility[0, :-1] + plan.looks[-1] - plan.looks[:-1]
     assert (reach < plan.success[0, -1]).all()  # only where the last look is out of reach
-    with pytest.raises(ValueError, match="beta=-0"):
-        sequential.plan([0.6], 0.001, [50, 100], beta=-0.1)
 
 
-def test_looks_that_grow_without_bound_are_refused():
-    with pytest.raises(ValueError, match="growth=inf"):
-        sequential.looks(100, growth=math.inf)
+def test_one_look_is_enough_for_few():
     assert sequential.looks(50).tolist() == [50]
 
 

@@ -17,10 +17,6 @@ def test_halfspace_values():
     p = theory.halfspace_probability(0.8, np.array([-0.5, 0.0, 0.5]), 0.5)
     z = scipy.stats.norm.ppf(0.8)
     assert np.allclose(p, scipy.stats.norm.cdf([z + 1, z, z - 1]))
-    with pytest.raises(ValueError, match="p_a"):
-        theory.halfspace_probability(1.2, 0, 1)
-    with pytest.raises(ValueError, match="sigma"):
-        theory.halfspace_probability(0.5, 0, 0)
 
 
 def test_nothing_and_everything_stay_so_however_far_the_centre_moves():
@@ -64,12 +60,6 @@ def test_cell_masses_are_exact_in_both_tails():
     assert found[0] == pytest.approx(cdf.cdf(-9.0), rel=1e-9, abs=0)
     assert found[-1] == pytest.approx(cdf.sf(9.0), rel=1e-9, abs=0)
     assert found[2] == pytest.approx(cdf.cdf(0.5) - cdf.cdf(-1.0))
-    with pytest.raises(ValueError, match="increasing"):
-        theory.cell_masses([1.0, 0.0], 0, 1)
-    with pytest.raises(ValueError, match="increasing"):
-        theory.cell_masses([0.0, 0.0], 0, 1)
-    with pytest.raises(ValueError, match="sigma"):
-        theory.cell_masses([0.0], 0, 0)
 
 
 @settings(max_examples=60)
@@ -132,17 +122,6 @@ def test_worst_case_on_a_plane_depends_on_the_direction_of_delta_alone():
     assert f[-1, -1] == pytest.approx(0)
 
 
-@pytest.mark.parametrize(
-    ("p", "q", "p_a", "message"),
-    [([0.5, 0.5], [1.0], 0.5, "shape"), ([0.5, 0.6], [0.5, 0.5], 0.5, "grid_mass_at_x:"),
-     ([0.5, 0.5], [-0.5, 1.5], 0.5, "^grid_mass_at_x_delta:"),
-     ([0.5, 0.5], [0.5, 0.5], 1.5, "p_a")],
-)  # fmt: skip
-def test_bad_grids(p, q, p_a, message):
-    with pytest.raises(ValueError, match=message):
-        theory.worst_case_classifier(p, q, p_a)
-
-
 def test_a_ball_far_away_is_never_met():
     """Also where SciPy's noncentral chi-square distribution gives up."""
     near = theory.ball_probability(0.3 + 0.3 * 15, 0.3, 0.3, 1)
@@ -152,14 +131,6 @@ def test_a_ball_far_away_is_never_met():
         warnings.simplefilter("error")
         assert not theory.ball_probability([50.0, 1e6, 1e300], 0.3, 0.3, 1).any()
         assert theory.ball_probability(1e308, 1.0, 1e-3, 2) == 0
-
-
-def test_balls_at_no_distance_are_refused():
-    for distance in (np.inf, np.nan, -1.0):
-        with pytest.raises(ValueError, match="distance="):
-            theory.ball_probability(distance, 1.0, 1.0, 2)
-    with pytest.raises(ValueError, match="radius="):
-        theory.ball_probability(0.0, np.inf, 1.0, 2)
 
 
 @pytest.mark.parametrize("distance", [0.0, 0.4, 1.5])

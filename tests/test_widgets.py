@@ -19,6 +19,7 @@ def explorer():
     return widgets.attack_explorer(model, images[:5], labels[:5], steps=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("control", "value"), [("image", 3), ("attack", "FGSM"), ("attack", "random sign noise"),
                            ("attack", "none"), ("eps", 0.25), ("norm", "l2"), ("steps", 1)]
@@ -69,6 +70,7 @@ def test_attack_explorer_says_what_happens(explorer):
     assert "a 7" in explorer.says
 
 
+@pytest.mark.slow
 def test_only_pgd_has_steps(explorer):
     count = explorer.controls["steps"]
     for attack in ("FGSM", "random sign noise", "none"):
@@ -140,6 +142,7 @@ def test_radius_explorer():
     plt.close(figure)
 
 
+@pytest.mark.slow
 def test_smoothing_explorer():
     def thirds(z):
         return torch.stack([z[:, 0], -z[:, 0], z[:, 1] - 5], 1)
@@ -155,6 +158,7 @@ def test_smoothing_explorer():
     assert "class 1" in explorer.says
 
 
+@pytest.mark.slow
 def test_certification_explorer():
     explorer = widgets.certification_explorer(alpha=0.01, sigma=0.5, most=500)
     says = explorer.set(p=0.999, n=20, run=0).says

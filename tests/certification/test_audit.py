@@ -149,22 +149,10 @@ def test_a_prediction_where_all_images_are_alike():
         assert found == pytest.approx(expected, abs=0.003)
 
 
-def test_bad_arguments_of_a_prediction():
+def test_a_prediction_needs_counts():
     log = counted([9, 8], 10)
     with pytest.raises(ValueError, match=r"expected at least 2 rows|no column of counts"):
         predict_acr(log[["label"]], 0.5, 10, 0.001, 100)
-    with pytest.raises(ValueError, match="more=0"):
-        predict_acr(log, 0.5, 10, 0.001, 0)
-    with pytest.raises(ValueError, match="alpha=2"):
-        predict_acr(log, 0.5, 10, 2.0, 100)
-
-
-def test_bad_arguments():
-    log = made(0.001, 1000, 0.5, floored)
-    with pytest.raises(ValueError, match="sigma=0"):
-        audit_log(log, 0.0)
-    with pytest.raises(ValueError, match="both or neither"):
-        audit_log(log, 0.5, alpha=0.001)
 
 
 def test_the_stored_logs_pass():

@@ -141,18 +141,6 @@ def test_existing_log_without_resume_or_settings(case, tmp_path):
         certification.certify_dataset(*case, path, **SETTINGS)
 
 
-def test_bad_arguments_come_before_any_file(case, tmp_path):
-    smoothed, images, labels = case
-    path = tmp_path / "log.tsv"
-    for change, message in (({"indices": [0, 0]}, "at most once"), ({"indices": [99]}, "0 to 7"),
-                            ({"n": 2}, "n=2"), ({"alpha": 0}, "alpha=0")):  # fmt: skip
-        with pytest.raises(ValueError, match=message):
-            certification.certify_dataset(*case, path, **(SETTINGS | change))
-    with pytest.raises(ValueError, match=r"y=.*shape \(7,\).*: expected one label per image"):
-        certification.certify_dataset(smoothed, images, labels[:7], path, **SETTINGS)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_radii_are_rounded_down():
     assert certification.log.floor(0.1234569999) == 0.123456
     assert certification.log.floor(0.0) == 0
@@ -259,6 +247,7 @@ def test_stored_logs_are_found():
     assert len(STORED) >= 40
 
 
+@pytest.mark.slow
 def test_the_shipped_study_is_complete_and_its_table_is_its_logs():
     folder = data.data_folder() / "results" / "mnist_study"
     steps = plan.steps(folder) + plan.steps(folder, methods=["gaussian", "smoothadv"], n=100_000)
@@ -381,12 +370,6 @@ def test_numbers_name_images_and_key_their_noise(case, tmp_path):
     certification.certify_dataset(smoothed, images[::3], labels[::3], part, numbers=[0, 3, 6],
                                   **SETTINGS)  # fmt: skip
     assert rows(part)[1:] == [rows(whole)[k] for k in (1, 4, 7)]
-    for numbers in ([0, 3], [0, 3, 3], [0, -1, 2]):
-        with pytest.raises(ValueError, match=r"^numbers(=.*)?: expected"):
-            certification.certify_dataset(smoothed, images[::3], labels[::3], tmp_path / "x.tsv",
-                                          numbers=numbers, **SETTINGS)  # fmt: skip
-    with pytest.raises(ValueError, match=r"^indices"):
-        certification.certify_dataset(*case, tmp_path / "x.tsv", indices=[], **SETTINGS)
 
 
 def test_settings_record_the_execution_and_the_shares_of_alpha(case, tmp_path):
@@ -450,7 +433,7 @@ def test_a_disk_that_fills_up_loses_no_finished_row(tmp_path, undisturbed):
     [
         (lambda p: p.with_suffix(".json").write_text("{"), "cannot be read"),
         (lambda p: p.with_suffix(".json").write_text("7"), "cannot be read"),
-        (lambda p: p.with_suffix(".json").write_text('{"n": 60}'), "sigma=None, not 0.25"),
+        (lambda p: p.with_suffix(".json").write_text('{"n": 60}'), r"made with \w+=None, not"),
         (lambda p: p.write_text("a\tb\n"), "does not begin with .*idx"),
         (lambda p: p.write_text(""), "does not begin with .*idx"),
         (lambda p: p.write_text(p.read_text() + "x\t1\n"), "damaged row 'x"),
@@ -497,8 +480,6 @@ def test_rebound_gives_what_the_other_run_would_have(case, tmp_path):
     assert (stricter["radius"] < found["radius"]).any()
     with pytest.raises(LogError, match="no counts"):
         certification.rebound(one.iloc[:, :6], 0.25, 60, 0.05)
-    with pytest.raises(ValueError, match="bound='both'"):
-        certification.rebound(one, 0.25, 60, 0.05, "both")
 
 
 def test_a_log_is_read_under_another_bound(case, tmp_path):
@@ -510,8 +491,6 @@ def test_a_log_is_read_under_another_bound(case, tmp_path):
     found = certification.read_log(path, "one_class")
     assert np.array_equal(found["radius"], expected["radius"])
     assert (found["radius"] != two["radius"]).any()
-    with pytest.raises(ValueError, match="bound='both'"):
-        certification.read_log(path, "both")
     path.with_suffix(".json").write_text('{"sigma": 1}')
     with pytest.raises(LogError, match=r"bound='one_class': .*two.tsv does not say .*\('n'\)"):
         certification.read_log(path, "one_class")
@@ -687,10 +666,6 @@ def test_numbers_of_numpy_are_recorded_as_numbers(case, tmp_path):
     certification.certify_dataset(*case, whole, **same)
     assert rows(path) == rows(whole)
     assert path.with_suffix(".json").read_text() == whole.with_suffix(".json").read_text()
-    for name, value in (("n", 60.5), ("n0", "20"), ("seed", 1.5), ("batch_size", 2.5)):
-        with pytest.raises(ValueError, match=rf"{name}=.*: expected a whole number"):
-            certification.certify_dataset(*case, tmp_path / "x.tsv", **(SETTINGS | {name: value}))
-    assert not list(tmp_path.glob("x*"))
 
 
 def test_a_log_that_came_meanwhile_is_not_overwritten(case, tmp_path, monkeypatch):

@@ -80,6 +80,7 @@ def test_the_command_in_the_card_rebuilds_the_weights(trustml, tmp_path):
     assert json.loads((tmp_path / "b/tiny.json").read_text())["sha256"] == first["sha256"]
 
 
+@pytest.mark.slow
 def test_the_test_set_is_read_after_training_only(trustml, tmp_path, monkeypatch):
     order = []
     load, fit = data.load_mnist, train.training.fit
@@ -91,6 +92,7 @@ def test_the_test_set_is_read_after_training_only(trustml, tmp_path, monkeypatch
     assert order == ["train", "trained", "test"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_not_overwritten_unasked(trustml, tmp_path):
     (tmp_path / "tiny.safetensors").write_bytes(b"precious")
     code, _, err = trustml(f"train tiny {TINY} --out {tmp_path}")
@@ -115,6 +117,7 @@ def test_attack_counts_as_the_package_does(trustml, tmp_path):
     assert f"{100 * expected.double().mean():6.2f} %" in out
 
 
+@pytest.mark.slow
 def test_attack_of_every_name_goes_on_after_a_kill(trustml, tmp_path, monkeypatch):
     """The worst case of the suite; a second call does no work; other settings are refused."""
     table = tmp_path / "suite.csv"
@@ -172,6 +175,7 @@ def test_train_keeps_the_best_epoch(trustml, tmp_path):
     assert not list(tmp_path.glob("*.training"))
 
 
+@pytest.mark.slow
 def test_a_killed_train_goes_on_by_the_same_command_and_refuses_another(
     trustml, tmp_path, monkeypatch
 ):
@@ -268,6 +272,7 @@ def smoothed(trustml, tmp_path):
     return tmp_path / "net.safetensors"
 
 
+@pytest.mark.slow
 def test_a_noise_trained_card_states_sigma_and_accuracy_under_noise(smoothed):
     card, model = models.card(smoothed), models.load(smoothed)
     assert card["sigma"] == 0.5
@@ -313,6 +318,7 @@ def test_network_optimizer_and_layout_are_those_of_the_recipe(trustml, tmp_path,
     )
 
 
+@pytest.mark.slow
 def test_certify_writes_the_log_of_the_package_and_resumes(trustml, smoothed, tmp_path):
     log = tmp_path / "logs" / "half.tsv"
     line = f"certify {smoothed} {log} --n0 10 --n 50 --alpha 0.01 --every 2000 --seed 3"
@@ -440,6 +446,7 @@ def test_precision_and_layout_reach_the_log(trustml, own):
     assert "dtype='bfloat16', not 'float32'" in err
 
 
+@pytest.mark.slow
 def test_another_sigma_is_a_note(trustml, own, smoothed, tmp_path):
     code, _, err = trustml(f"certify {smoothed} log.tsv --sigma 0.3 --limit 1 --n 50")
     assert code == 0
@@ -595,6 +602,7 @@ def test_audit_refuses_the_json_of_something_else(trustml, tmp_path, settings, m
     assert "pass --sigma" in err
 
 
+@pytest.mark.slow
 def test_certify_leaves_the_card_of_a_checkpoint_alone(trustml, smoothed, tmp_path):
     card = (tmp_path / "net.json").read_bytes()
     code, _, err = trustml(f"certify {smoothed} {tmp_path}/net.tsv --n0 5 --n 50 --limit 1")
@@ -704,6 +712,7 @@ def quoted():
             yield path.name, line.strip()
 
 
+@pytest.mark.slow
 def test_every_quoted_command_is_one():
     """Each word is known to the command that it goes to; nothing is run."""
     found = [(where, line) for where, line in quoted() if len(line.split()) > 2]

@@ -144,12 +144,6 @@ def test_triangular_rate(blobs):
     assert history["lr"].iloc[-1] == rates[-1] == pytest.approx(0.001)
 
 
-@pytest.mark.parametrize(("peak", "top"), [(0.1, 0.0), (0.1, 1.0), (0.0, 0.4)])
-def test_triangular_rejects(peak, top):
-    with pytest.raises(ValueError, match="expected"):
-        training.triangular(peak, top=top)
-
-
 @pytest.mark.slow
 def test_adversarial_training_lowers_the_worst_case():
     """One strong feature and twenty weak ones that eps = 0.5 can reverse: only standard training
@@ -510,36 +504,33 @@ def test_two_processes_take_the_steps_of_one(tmp_path, kind):
         assert not torch.equal(first["noise"], second["noise"])
 
 
-@pytest.mark.parametrize(("name", "spoil", "message"), [
-    ("train", lambda x, y: (x.numpy(), y), "train=.*torch.Tensor"),
-    ("train", lambda x, y: (x, y.tolist()), "train=.*torch.Tensor"),
-    ("validation", lambda x, y: (x, y.numpy()), "validation=.*torch.Tensor"),
-])  # fmt: skip
-def test_arrays_are_no_tensors(blobs, name, spoil, message):
-    with pytest.raises(ValueError, match=message):
-        quiet(linear(), **{"train": blobs, "epochs": 1} | {name: spoil(*blobs)})
+def test_a_loop_looks_at_its_data_once_and_not_at_every_minibatch(blobs, monkeypatch):
+    """Each look makes a GPU wait: at all data once, and at the first minibatch by each check."""
+    looks = []
+    aminmax = torch.aminmax
+    monkeypatch.setattr(torch, "aminmax", lambda x: looks.append(len(x)) or aminmax(x))
+    attack = partial(attacks.pgd, eps=0.1, bounds=None, steps=2, keep="last")
+    quiet(linear(), blobs, objectives.adversarial(attack), epochs=1, batch_size=30)
+    whole, first = looks.count(210), [each for each in looks if each != 210]
+    assert whole >= 2
+    assert set(first) == {30}  # the other six minibatches were not looked at
+    assert len(first) <= 5
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"precision": "float8"}, "precision='float8'"),
-        ({"best": "error"}, "best='error'"),
-        ({"epochs": 0}, "epochs=0"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"epochs": 1.5}, r"epochs=1\.5"),
-        ({"batch_size": float("nan")}, "batch_size=nan"),
-        ({"seed": 0.5}, r"seed=0\.5"),
-        ({"seed": 2**64}, "seed=18446744073709551616"),
-        ({"train": (torch.zeros(3, 2), torch.zeros(2).long())}, "(?s)train=.*as many whole labels"),
-        ({"train": (torch.zeros(0, 2), torch.zeros(0).long())}, "at least one"),
-        ({"validation": (torch.zeros(3, 2), torch.zeros(2).long())}, "validation"),
-        ({"attacks": {"a": attacks.fgsm}}, "pass validation"),
-    ],
-)
-def test_bad_arguments(blobs, change, message):
-    model = linear()
-    arguments = {"model": model, "train": blobs, "epochs": 1} | change
-    with pytest.raises(ValueError, match=message):
-        quiet(**arguments)
-    assert not model.weight.any()
+def test_an_image_outside_the_bounds_is_refused_whatever_its_minibatch(blobs):
+    x, y = blobs[0].clamp(0, 1), blobs[1]
+    attack = partial(attacks.pgd, eps=0.1, steps=1, keep="last")
+    order = torch.randperm(210, generator=torch.Generator().manual_seed(0))
+    x[order[-1]] = 255.0  # in the last minibatch
+    with pytest.raises(ValueError, match=r"x lies in \[0, 255\]"):
+        quiet(linear(), (x, y), objectives.adversarial(attack), epochs=1, batch_size=30)
+
+
+def test_an_attack_that_changes_the_units_is_refused_at_its_first_minibatch(blobs):
+    x, y = blobs[0].clamp(0, 1), blobs[1]
+
+    def attack(model, x, y):
+        return attacks.pgd(model, 255 * x, y, 0.1, steps=1, keep="last")
+
+    with pytest.raises(ValueError, match=r"x lies in \[0, 255\]"):
+        quiet(linear(), (x, y), objectives.adversarial(attack), epochs=1, batch_size=30)

@@ -1,0 +1,212 @@
+"""Figures show what they are given: checked on the drawn artists, not on pixels."""
+
+from __future__ import annotations
+
+import io
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.lines import AxLine
+
+from trustml_helpers import figures
+from trustml_helpers.figures import general
+
+matplotlib.use("agg")
+
+
+def rendered(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    matplotlib.pyplot.close(figure)
+    return len(buffer.getvalue())
+
+
+def test_perturbations():
+    x, z = torch.zeros(1, 5, 5), torch.full((1, 5, 5), 0.2)
+    figure = figures.perturbations([("some", x, z, torch.tensor([0.1, 0.9]))], label=0)
+    axes = figure.axes
+    assert axes[2].get_title().endswith("says 1")
+    assert np.allclose(axes[1].images[0].get_array(), 0.2)
+    assert axes[1].images[0].get_clim() == pytest.approx((-0.2, 0.2))
+    heights = [bar.get_height() for bar in axes[3].patches]
+    assert heights == pytest.approx([0.1, 0.9])
+    assert axes[3].patches[0].get_hatch()
+    assert rendered(figure) > 1000
+
+
+def test_pictures_in_colour_and_signed():
+    figure = figures.pictures(
+        [[torch.rand(3, 4, 4)], [torch.rand(1, 4, 4)]], [["a"], ["b"]], ["r", "s"]
+    )
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+    assert figure.axes[0].images[0].get_array().shape == (4, 4, 3)
+    rendered(figure)
+    signed = figures.pictures([[torch.tensor([[[-3.0, 1.0]]])]], signed=[0])
+    assert signed.axes[0].images[0].get_clim() == (-3, 3)
+    rendered(signed)
+
+
+def test_curves_keep_one_look_per_name_and_differ_without_colour():
+    lines = {name: [0.1, 0.2] for name in "abcdefg"}
+    figure = figures.curves(
+        [("x", [0, 1], lines), ("z", [0, 1], {"c": [0, 1]})],
+        "y",
+        note="a note",
+        titles=["left", "right"],
+    )
+    left, right = figure.axes
+    looks = {(str(line._dash_pattern), line.get_marker()) for line in left.lines}
+    assert len(looks) == 7
+    same = next(line for line in left.lines if line.get_label() == "c")
+    assert right.lines[0].get_color() == same.get_color()
+    assert left.get_title() == "left"
+    rendered(figure)
+    rendered(
+        figures.curves(
+            [("x", [1, 10], {"a": [1, 2]})], "y", ylim=None, logx=True, logy=True, legend="outside"
+        )
+    )
+
+
+def test_matrix_prints_percentages():
+    table = pd.DataFrame({"clean": [0.991], "worst case": [0.0]}, index=["net"])
+    figure = figures.matrix(table, xlabel="columns", note="n")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["99.1", "0.0"]
+    rendered(figure)
+
+
+def test_norm_balls():
+    steps = {"linf": (1.0, 1.0), "l2": (0.8, 0.6), "l1": (1.0, 0.0)}
+    figure = figures.norm_balls((1.2, 0.5), steps)
+    assert len(figure.axes) == 3
+    rendered(figure)
+
+
+@pytest.mark.parametrize("all_right", [True, False])
+def test_loss_surface(all_right):
+    a = [0.0, 1.0, 2.0]
+    right = torch.ones(3, 3, dtype=torch.bool)
+    right[2] = all_right
+    figure = figures.loss_surface(
+        a, a, torch.rand(3, 3), right, labels=("p", "q"), marks={"x": (0, 0)}
+    )
+    assert figure.axes[0].get_xlabel() == "p"
+    rendered(figure)
+
+
+def test_danskin():
+    figure = figures.danskin([0.0, 1.0, 2.0], {"a": [0, 1, 2]}, [0, 1, 2], 1.0, (1.0, 1.0), "a")
+    tangent = figure.axes[0].lines[2]
+    assert np.allclose(tangent.get_ydata(), tangent.get_xdata())
+    rendered(figure)
+
+
+def test_a_reference_is_no_data():
+    """The same look of the data with and without it."""
+    lines = {"level": [0.5, 0.5], "a": [0, 1], "b": [1, 0]}
+    drawn = figures.curves([("x", [0, 1], lines)], "y", reference=["level"]).axes[0].lines
+    plain = figures.curves([("x", [0, 1], {"a": [0, 1], "b": [1, 0]})], "y").axes[0].lines
+    assert [line.get_label() for line in drawn] == ["level", "a", "b"]
+    assert drawn[0].get_marker() == "None"
+    assert drawn[0].get_color() not in figures.PALETTE
+    for one, other in zip(drawn[1:], plain, strict=True):
+        assert (one.get_color(), one.get_marker()) == (other.get_color(), other.get_marker())
+
+
+def test_show_keeps_the_text_alternative_and_closes(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda *a, **k: shown.append((a, k)))
+    figure = figures.curves([("x", [0, 1], {"a": [0, 1]})], "y")
+    figures.show(figure, "A line that rises from zero to one.")
+    assert shown[0][1]["metadata"]["image/png"]["alt"].startswith("A line")
+    assert not matplotlib.pyplot.fignum_exists(figure.number)
+
+
+@pytest.mark.parametrize(("noisy", "mode"), [(False, "P"), (True, "RGBA")])
+def test_a_palette_where_nobody_sees_it(noisy, mode):
+    """Line art takes 256 colours; a photograph with noise in three channels keeps all of its."""
+    from PIL import Image
+
+    image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    figure = (
+        figures.pictures([[image]], width=3) if noisy
+        else figures.curves([("x", [0, 1, 2], {"a": [0.0, 1.0, 0.5]})], "y")
+    )  # fmt: skip
+    found = Image.open(io.BytesIO(general._png(figure)))
+    assert found.mode == mode
+    plain = io.BytesIO()
+    with matplotlib.rc_context(figures.STYLE):
+        figure.savefig(plain, format="png", bbox_inches="tight")
+    whole, shown = (np.asarray(Image.open(f).convert("RGB"), dtype=float) for f in (plain,
+        io.BytesIO(general._png(figure))))  # fmt: skip
+    assert whole.shape == shown.shape
+    assert abs(whole - shown).mean() < 1
+
+
+def test_the_style_does_not_leak():
+    before = dict(matplotlib.rcParams)
+    rendered(figures.curves([("x", [0], {"a": [0]})], "y"))
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_shifted_densities():
+    figure = figures.shifted_densities(
+        [0, 1, 2], {"a": [0, 1, 0], "b": [0, 0, 1]}, [1, 1, 0], xlabel="t", marks={"border": 1.5},
+        places={"x": 0.5},
+    )  # fmt: skip
+    top, low = figure.axes
+    assert [line.get_label() for line in top.lines][:2] == ["a", "b"]
+    assert low.get_xlabel() == "t"
+    assert [text.get_text() for text in low.texts] == ["x"]
+    rendered(figure)
+
+
+def test_plane():
+    share = np.array([[1.0, 0.5], [0.0, 0.25]])
+    edges = ([0, 1, 2], [0, 1, 2])
+    figure = figures.plane(
+        edges, {"f": share}, centres={"x": (1, 1)}, sigma=0.5, border=((0.0, 2.0), 0.5)
+    )
+    (border,) = [line for line in figure.axes[0].lines if isinstance(line, AxLine)]
+    assert border.get_xy1()[1] == border.get_xy2()[1] == 0.5  # at right angles to (0, 2)
+    mesh = figure.axes[0].collections[0]
+    assert np.allclose(np.asarray(mesh.get_array()).reshape(2, 2), share.T)
+    rendered(figure)
+
+
+def test_regions_and_vote():
+    axis = [0.0, 1.0, 2.0]
+    classes = torch.tensor([[0, 1, 2], [0, 1, 2], [0, 0, 2]])
+    figure = figures.regions(axis, {"f": classes, "g": classes})
+    assert [axes.get_title() for axes in figure.axes] == ["f", "g"]
+    mesh = np.asarray(figure.axes[0].collections[0].get_array()).reshape(3, 3)
+    assert np.array_equal(mesh, classes.T)
+    rendered(figure)
+    figure = figures.vote(
+        axis, classes, (1.0, 1.0), 0.3, [0.7, 0.2, 0.1], {0: ("low", 0.6), 1: ("high", 0.3)}
+    )
+    right = figure.axes[1]
+    assert [bar.get_height() for bar in right.patches] == pytest.approx([0.7, 0.2, 0.1])
+    assert [line.get_ydata()[0] for line in right.lines][:2] == [0.6, 0.3]
+    rendered(figure)
+
+
+def test_certified_and_sandwich():
+    figure = figures.certified([0, 1], {"a": [0.9, 0.1], "b": [0.8, 0.5]}, title="t")
+    (axes,) = figure.axes
+    assert [line.get_label() for line in axes.lines] == ["a", "b"]
+    assert axes.lines[1].get_ydata().tolist() == [0.8, 0.5]
+    assert axes.get_title() == "t"
+    rendered(figure)
+    figure = figures.sandwich([0, 1, 2], [0.9, 0.5, 0.0], [0.9, 0.8, 0.7], names=("low", "high"))
+    (axes,) = figure.axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert lines == {"high": [0.9, 0.8, 0.7], "low": [0.9, 0.5, 0.0]}
+    (band,) = axes.collections
+    corners = band.get_paths()[0].vertices
+    assert [1.0, 0.5] in corners.tolist()
+    assert [1.0, 0.8] in corners.tolist()
+    rendered(figure)

@@ -1,0 +1,151 @@
+"""The web book, built once and read from disk in a browser: pages, links, pictures, mathematics."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from helpers import LESSONS, ROOT, sphinx_pages, watched
+from nbconvert import HTMLExporter
+
+pytestmark = pytest.mark.slow
+
+pytest.importorskip("sphinx", reason="the site needs pip install -e '.[docs]'")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return sphinx_pages(tmp_path_factory.mktemp("site"), "docs/site/assemble.py")
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    found = {str(path.relative_to(site)): path for path in sorted(site.rglob("*.html"))}
+    return {name: path for name, path in found.items() if not name.startswith("_static/")}
+
+
+class Links(HTMLParser):
+    """Where a page points to, and the names that others can point to."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.targets, self.names, self.remote = [], set(), []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        about = dict(attributes)
+        self.names |= {about[key] for key in ("id", "name") if about.get(key)}
+        for key in ("href", "src"):
+            if about.get(key) is None:
+                continue
+            if re.match(r"(https?:)?//", about[key]):
+                if tag != "a":
+                    self.remote.append(about[key])
+            elif not about[key].startswith(("mailto:", "data:", "#!", "javascript:")):
+                self.targets.append(about[key])
+
+
+def test_every_link_leads_somewhere(pages):
+    read = {path.resolve(): Links(path) for path in pages.values()}
+    assert sum(len(links.targets) for links in read.values()) > 1000
+    for path, links in read.items():
+        for target in links.targets:
+            address = urlsplit(target)
+            to = (path.parent / unquote(address.path)).resolve() if address.path else path
+            assert to.is_file(), f"{path.name}: {target}"
+            if address.fragment and to in read:
+                assert unquote(address.fragment) in read[to].names, f"{path.name}: {target}"
+
+
+def test_nothing_is_loaded_from_a_network(pages):
+    assert not [each for path in pages.values() for each in Links(path).remote]
+
+
+def test_the_book_is_whole(pages):
+    for lesson in LESSONS:
+        assert f"notebooks/{lesson}.html" in pages
+    text = pages["notebooks/hw1.html"].read_text(encoding="utf-8")
+    assert "YOUR CODE HERE" in text
+    assert "BEGIN SOLUTION" not in text
+    assert "trustml_helpers.attacks.pgd" in pages[
+        "reference/trustml_helpers.attacks.html"
+    ].read_text(encoding="utf-8")  # fmt: skip
+
+
+def test_every_page_in_a_browser(browser, pages):
+    """No error, no missing picture, every picture with words, every formula rendered."""
+    formulas = {}
+    for name, path in pages.items():
+        bad = []
+        page = watched(browser, bad)
+        page.goto(path.as_uri())
+        page.evaluate("window.MathJax ? MathJax.startup.promise : null")
+        assert not bad, (name, bad)
+        pictures = page.locator("article img")
+        for k in range(pictures.count()):
+            picture = pictures.nth(k)
+            picture.scroll_into_view_if_needed()
+            assert picture.evaluate("i => i.decode().then(() => i.naturalWidth > 0)"), (name, k)
+            assert len((picture.get_attribute("alt") or "").split()) >= 5, (name, k)
+        raw = page.locator("article :is(span, div).math").count()
+        done = page.locator("article mjx-container").count()
+        assert page.locator("[data-mml-node='merror']").count() == 0, name
+        assert done >= raw, name
+        assert page.locator("article table", has_text="$").count() == 0, name
+        formulas[name] = done
+        page.close()
+    assert all(formulas[f"notebooks/{lesson}.html"] > 20 for lesson in LESSONS), formulas
+
+
+def test_the_pages_of_make_course_need_no_network(browser, tmp_path):
+    """The template, on a stored notebook; make course executes it first."""
+    mathjax = next(iter(importlib.import_module("sphinx-mathjax-offline").__path__))
+    shutil.copy(Path(mathjax, "static", "mathjax", "tex-svg.js"), tmp_path)
+    basedirs = [str(ROOT / "docs/nbconvert")]
+    exporter = HTMLExporter(template_name="course", extra_template_basedirs=basedirs)
+    html, _ = exporter.from_filename(str(LESSONS["04_proof_of_the_radius"]))
+    path = tmp_path / "lesson.html"
+    path.write_text(html, encoding="utf-8")
+    assert not Links(path).remote
+    bad = []
+    page = watched(browser, bad)
+    page.goto(path.as_uri())
+    page.evaluate("MathJax.startup.promise")
+    assert page.locator("mjx-container").count() > 100
+    assert page.locator("[data-mml-node='merror']").count() == 0
+    assert not bad
+
+
+def test_the_search_finds_a_word(browser, pages):
+    bad = []
+    page = watched(browser, bad)
+    page.goto(pages["search.html"].as_uri() + "?q=Clopper")
+    hit = page.locator("#search-results a", has_text="Certification").first
+    hit.wait_for()
+    assert not bad
+
+
+def test_no_violation_of_accessibility(browser, pages):
+    """axe-core's rules: contrast, order of headings, names of controls, alt texts."""
+    sync = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe")
+    for name in (
+        "index",
+        "reference",
+        "trust",
+        "notebooks/hw1",
+        *(f"notebooks/{each}" for each in LESSONS),
+    ):
+        page = watched(browser, [])
+        page.goto(pages[f"{name}.html"].as_uri())
+        page.evaluate("window.MathJax ? MathJax.startup.promise : null")
+        # Drawn formulas are thousands of paths; their readable twin is MathML, not axe's business.
+        about = {"exclude": ["mjx-container"]}
+        options = {"preload": False, "resultTypes": ["violations"]}
+        found = sync.Axe().run(page, about, options=options).response["violations"]
+        assert not found, (name, [(each["id"], each["nodes"][0]["html"]) for each in found])
+        page.close()
