@@ -3,7 +3,6 @@ of odd arguments."""
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import signal
@@ -121,8 +120,3 @@ def outcome(call, *names):
         said = repr(error)
     assert re.search(rf"\b({'|'.join(names)})\b", said), f"{said} names none of {names}"
     return None
-
-
-def named(function, **arguments):
-    names = [name for name in inspect.signature(function).parameters if name != "rest"]
-    return outcome(lambda: function(**arguments), *names)

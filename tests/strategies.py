@@ -135,7 +135,9 @@ ATTACKS = {
 
 NORM = st.sampled_from(["linf", "l2", "l1"])
 BOX = st.sampled_from([(0, 1), None, (-1.0, 2.0)])
-SIZE = st.sampled_from([0.0, 1e-300, 0.1, 0.3, 1.0])  # of a ball in the box of all images
+SIZE = st.sampled_from(
+    [0.0, 1e-300, 1e-9, 1e-3, 0.1, 0.3, 1.0]
+)  # of a ball in the box of all images
 CASE = {"x": pictures(), "y": labels(), "model": networks()}
 THREAT = CASE | {"eps": SIZE, "norm": NORM, "box": BOX}
 

@@ -100,10 +100,7 @@ def test_compiled(lenet):
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [
-        (Execution(dtype="bfloat16"), "no nn.Module"),
-        (Execution(compiled=True), "no nn.Module"),
-    ],
+    [(Execution(dtype="bfloat16"), "no nn.Module"), (Execution(compiled=True), "no nn.Module")],
 )
 def test_what_cannot_be_converted(how, message):
     g = SmoothedClassifier(lambda x: x.flatten(1)[:, :2], 0.5, 2)

@@ -83,6 +83,8 @@ def _linf_projection(x: Tensor, eps: float, bounds: Bounds) -> Callable[[Tensor]
     exact = x.float() if x.dtype.itemsize < 4 else x  # half precision rounds the difference, too
     lower.add_((exact - lower).sub_(radius).clamp_(min=0).sign_(), alpha=unit)
     upper.sub_((upper - exact).sub_(radius).clamp_(min=0).sign_(), alpha=unit)
+    # An eps below one such unit leaves x alone.
+    lower, upper = torch.minimum(lower, x), torch.maximum(upper, x)
     if bounds is not None:
         lower, upper = lower.clamp_(min=bounds[0]), upper.clamp_(max=bounds[1])
     return lambda z: torch.clamp(z, lower, upper)

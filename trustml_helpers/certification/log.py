@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from trustml_helpers._support.arguments import ALPHA, SIGMA, declared, maybe, numbers, whole
+from trustml_helpers._support.arguments import ALPHA, SIGMA, declared, maybe, numbers, shown, whole
 from trustml_helpers._support.files import LogError
 from trustml_helpers._support.ledger import read_settings, settings_file
 from trustml_helpers.smoothing import ABSTAIN, BOUND, radii
@@ -219,8 +219,8 @@ def check_rows(
         if not right.all():
             row = int(np.argmin(right))
             raise LogError(
-                f"{where}: {name} is {log[name].iloc[row]!r} in row {row + 1} below the header; "
-                "restore the file, or remove the row and certify the image again"
+                f"{where}: {name} is {shown(log[name].iloc[row])} in row {row + 1} below the "
+                "header; restore the file, or remove the row and certify the image again"
             )
         found[name] = numbers if name == "radius" else numbers.astype(np.int64)
     return log.assign(**found)
