@@ -35,8 +35,10 @@ course: $(STAMP)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope \
 	--no-loadscope-reorder
 
+# Without nbval, which takes four seconds to import in every process.
 check: lint
-	$(PYTEST) -m "not slow" tests trustml_helpers
+	$(PYTEST) -p no:nbval -o addopts="--doctest-modules --import-mode=importlib --strict-markers" \
+		-m "not slow" tests trustml_helpers
 
 # From Python 3.12 on coverage is measured without a trace function, at next to no cost.
 test: lint

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from helpers import Awkward
 from hypothesis import Phase, settings
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch takes seconds, and the process that only deals out the tests needs none
+    import torch
+    from helpers import Awkward
     from playwright.sync_api import Browser
 
 # CI must be repeatable; at home every run looks at new examples. No test is timed.
@@ -28,6 +28,8 @@ settings.load_profile(os.environ.get("TESTS", "ci" if os.environ.get("CI") else 
 
 @pytest.fixture
 def generator() -> torch.Generator:
+    import torch
+
     return torch.Generator().manual_seed(0)
 
 
@@ -48,6 +50,9 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def awkward() -> Awkward:
+    import torch
+    from helpers import Awkward
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Awkward()
@@ -57,6 +62,13 @@ def awkward() -> Awkward:
     model.head.weight.requires_grad_(False)
     model.body[0].weight.grad = torch.full_like(model.body[0].weight, 7.0)
     return model
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`make check` does not even import what is slow as a whole."""
+    if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
+        return None
+    return "\npytestmark = pytest.mark.slow" in collection_path.read_text("utf-8") or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -74,6 +74,12 @@ def assert_same(before: dict[str, object], after: dict[str, object]) -> None:
             assert same, key
 
 
+def read_notebook(path):
+    import nbformat  # takes three seconds
+
+    return nbformat.read(path, as_version=4)
+
+
 def torchrun(*words):
     """Two processes on this machine, one thread each; if they hang, all of them are ended."""
     code = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

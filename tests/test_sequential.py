@@ -64,7 +64,10 @@ def test_a_single_look_is_the_fixed_sample_test():
         assert plan.success[0, 0] == (int(k[certified][0]) if certified.any() else n + 1)
 
 
-@pytest.mark.parametrize("alpha", [0.05, 0.001, 1e-6])
+SLOW = [pytest.param(alpha, marks=pytest.mark.slow) for alpha in (0.05, 1e-6)]
+
+
+@pytest.mark.parametrize("alpha", [0.001, *SLOW])
 def test_error_is_at_most_alpha_and_nearly_all_of_it_is_used(alpha):
     sizes = sequential.looks(20_000)
     grid = stats.norm.cdf(np.linspace(0.1, 3, 30))

@@ -187,6 +187,7 @@ def test_a_study_runs_its_commands_and_writes_the_table(runs, tmp_path):
     assert [each[0] for each in ran[3:]] == ["certify", "certify"]  # 3 rows are not all
 
 
+@pytest.mark.slow
 def test_complete_logs_need_no_network(runs, tmp_path):
     ran, _ = runs
     log, held = tmp_path / "macer_0.5_n1000.tsv", tmp_path / "validation" / "macer_0.5.tsv"

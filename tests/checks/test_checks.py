@@ -17,7 +17,7 @@ OPEN = pytest.param("break_masked", marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("task", [*TASKS, OPEN])
-@pytest.mark.parametrize("seed", [0, 4711])
+@pytest.mark.parametrize("seed", [0, pytest.param(4711, marks=pytest.mark.slow)])
 def test_right_answers_pass_in_every_style(task, seed, capfd):
     # The open task takes long: one style is enough for the second seed.
     answers = RIGHT[task][:1] if (task, seed) == ("break_masked", 4711) else RIGHT[task]

@@ -54,6 +54,7 @@ SMALL = "--limit 300 --validation 50 --epochs 1"
 TINY = f"--recipe standard {SMALL}"
 
 
+@pytest.mark.slow
 def test_train_writes_a_checkpoint_that_loads(trustml, tmp_path):
     code, out, err = trustml(f"train tiny {TINY} --out {tmp_path} --seed 4")
     assert code == 0, err
@@ -511,6 +512,7 @@ def test_a_gpu_that_is_not_there(trustml, own):
     assert "use --device cpu" in err
 
 
+@pytest.mark.slow
 def test_predict_counts_right_wrong_and_abstained(trustml, tmp_path):
     table = tmp_path / "rows.csv"
     code, out, err = trustml(

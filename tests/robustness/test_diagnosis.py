@@ -95,6 +95,7 @@ def test_masked_models_are_flagged_by_name(digits, name):
     assert all(flag in str(report).splitlines()[-1] for flag in report.flagged)
 
 
+@pytest.mark.slow
 def test_a_blind_attack_of_the_user_is_flagged(digits):
     """An honest model, but the result in question came from an attack that does nothing."""
     model = models.load("mnist_smallcnn_standard")

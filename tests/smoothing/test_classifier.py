@@ -171,6 +171,7 @@ def test_predict_error_with_three_classes_and_no_majority():
     assert wrong > 0.2 * alpha * images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", ["one_class", "two_class"])
 def test_certify_error_on_a_halfspace(bound):
     """The certified radius exceeds the true one in at most a share alpha of 40,000 images.

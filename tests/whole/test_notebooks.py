@@ -7,16 +7,17 @@ import re
 import statistics
 from functools import partial
 
-import nbformat
 import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from helpers import ROOT
+from helpers import ROOT, read_notebook
 
 from trustml_helpers import attacks, bounds, models, objectives, smoothing, theory, training
+
+pytestmark = pytest.mark.slow  # with the reading of five notebooks
 
 FOLDER = ROOT / "notebooks"
 PATHS = sorted(FOLDER.glob("0*.ipynb"))
@@ -38,13 +39,13 @@ def path(request):
 
 @pytest.fixture
 def notebook(path):
-    return nbformat.read(path, as_version=4)
+    return read_notebook(path)
 
 
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem)
 def lesson(request):
     """A notebook of the lecture; the homework has another structure."""
-    return nbformat.read(request.param, as_version=4)
+    return read_notebook(request.param)
 
 
 def code_cells(notebook):
@@ -152,7 +153,7 @@ def test_every_slide_has_a_section_that_exists():
     headings = {
         path.stem[:2]: re.findall(
             r"^## (\d+ .*)$",
-            "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells),
+            "\n".join(cell.source for cell in read_notebook(path).cells),
             flags=re.M,
         )
         for path in PATHS
@@ -179,7 +180,7 @@ def defined(tag: str, names: dict | None = None) -> dict:
     (cell,) = [
         cell
         for path in PATHS
-        for cell in nbformat.read(path, as_version=4).cells
+        for cell in read_notebook(path).cells
         if tag in cell.metadata.get("tags", [])
     ]
     assert len(lines_of(cell)) <= 15

@@ -8,11 +8,10 @@ import json
 import pickle
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, read_notebook
 from typer.testing import CliRunner
 
 from trustml_helpers import certification, cli, models, training
@@ -60,9 +59,10 @@ def test_no_program_executes_what_it_reads(path):
     assert not forbidden(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_no_notebook_executes_what_it_reads(path):
-    notebook = nbformat.read(path, as_version=4)
+    notebook = read_notebook(path)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert not forbidden(cell.source)
