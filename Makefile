@@ -1,7 +1,8 @@
 # make course   set up, execute the notebooks, write them as HTML to build/course/
 # make check    set up, lint, type-check, then the quick tests (a minute and a half on 2 cores)
 # make test     the same with all tests, notebooks included (12 minutes)
-# make lab      open JupyterLab on copies of the notebooks in work/ (ignored by git)
+# make lab      open JupyterLab on copies of the notebooks in work/ (ignored by git), with functions to
+#               fill in; EDITION=complete for copies with the solutions
 # make site     write the web book to build/site/, from the outputs stored in the notebooks
 # make slides   write one deck per notebook to build/slides/
 # make mutations  plant faults in copies of the repository; each must turn a test red (10 minutes)
@@ -16,16 +17,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-NOTEBOOKS := $(wildcard notebooks/0*.ipynb)
+NOTEBOOKS := $(wildcard notebooks/0*.ipynb notebooks/beyond/*.ipynb)
+EDITION ?= fill-in
 # Progress bars are for live sessions: a stored one would be a dead widget.
 EXECUTE := TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --execute --ExecutePreprocessor.timeout=900 \
-	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False
+	--ExecutePreprocessor.store_widget_state=False
 
 .PHONY: course check test lab site slides mutations mutants oldest notebooks lint \
 	homework-release homework-grade
 
 course: $(STAMP)
-	$(EXECUTE) --to html --template course --TemplateExporter.extra_template_basedirs=docs/nbconvert \
+	$(EXECUTE) --ExecutePreprocessor.record_timing=False --to html --template course --TemplateExporter.extra_template_basedirs=docs/nbconvert \
 		--output-dir build/course $(NOTEBOOKS)
 	cp .venv/lib/python3*/site-packages/sphinx-mathjax-offline/static/mathjax/tex-svg.js build/course/
 	@echo "open build/course/$(notdir $(basename $(firstword $(NOTEBOOKS)))).html"
@@ -52,8 +54,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 lab: $(STAMP)
-	mkdir -p work
-	@for each in $(NOTEBOOKS); do test -e work/$${each##*/} || cp $$each work/; done
+	$(BIN)/python docs/nbconvert/edition.py $(EDITION) work $(NOTEBOOKS)
 	$(BIN)/jupyter lab --notebook-dir=work $(LAB)
 
 site: $(STAMP)
@@ -83,7 +84,7 @@ oldest:
 	$(subst $(BIN),build/oldest/bin,$(PYTEST))
 
 notebooks: $(STAMP)
-	$(EXECUTE) --to notebook --inplace $(NOTEBOOKS)
+	$(EXECUTE) --ExecutePreprocessor.record_timing=True --to notebook --inplace $(NOTEBOOKS)
 	$(BIN)/python docs/nbconvert/still.py $(NOTEBOOKS)
 
 homework-release: $(STAMP)

@@ -19,6 +19,8 @@ from trustml_helpers.data import DataError
 
 ROOT = Path(__file__).parents[1]
 LESSONS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))}
+BEYOND = {f"beyond/{path.stem}": path for path in sorted((ROOT / "notebooks/beyond").glob("*"))
+          if path.suffix == ".ipynb"}  # fmt: skip
 
 
 class Linear(nn.Module):

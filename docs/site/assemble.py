@@ -15,6 +15,7 @@ import nbformat
 from trustml_helpers import checks
 
 ROOT = Path(__file__).resolve().parents[2]
+CURIOUS = "## For the curious"  # what follows is beyond the time that the notebook states
 
 
 def readable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -35,16 +36,33 @@ def readable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
+def folded(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Guess, then see: the answer to a bold question, and to a "Your turn", opens on demand."""
+    asked = False
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            asked = cell.source.rstrip().endswith("?**")
+            continue
+        tags = cell.metadata.setdefault("tags", [])
+        if "your-turn" in tags:
+            tags.append("hide-input")
+        elif asked and cell.outputs:
+            tags.append("hide-output")
+        asked = False
+    return notebook
+
+
 def main(out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(Path(__file__).parent, out, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "docs" / "pictures", out / "pictures")
     released = checks.release(out / "release")
-    pages = [*sorted((ROOT / "notebooks").glob("0*.ipynb")), released.with_suffix(".ipynb")]
-    (out / "notebooks").mkdir()
-    for path in pages:
-        page = readable(nbformat.read(path, as_version=4))
-        nbformat.write(page, out / "notebooks" / path.name)
+    lessons = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+    beyond = sorted((ROOT / "notebooks/beyond").glob("*.ipynb"))
+    (out / "notebooks/beyond").mkdir(parents=True)
+    for path in [*lessons, *beyond, released.with_suffix(".ipynb")]:
+        page = folded(readable(nbformat.read(path, as_version=4)))
+        nbformat.write(page, out / "notebooks" / ("beyond" if path in beyond else "") / path.name)
     shutil.rmtree(out / "release")
 
 

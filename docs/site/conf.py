@@ -64,5 +64,15 @@ def resolve(
     )
 
 
+def fold(app: Sphinx, document: nodes.document) -> None:
+    """What is for the curious is closed until asked for."""
+    for section in document.findall(nodes.section):
+        if "for-the-curious" in section["ids"]:
+            opening = '<details class="curious"><summary>Beyond the core path</summary>'
+            section.insert(1, nodes.raw("", opening, format="html"))
+            section.append(nodes.raw("", "</details>", format="html"))
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("doctree-read", fold)
     app.connect("missing-reference", resolve)

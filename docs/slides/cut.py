@@ -1,6 +1,9 @@
 """Cut the notebooks into slides: text, code and result, or a picture with what to see in it.
 
-Left out are the calls that draw, and cells that only check: the notebook has them.
+Left out are the calls that draw, cells that only check, and what is for the curious: the notebook
+has them. Beside a deck for each notebook there is one for a lecture of 90 minutes: the cells with
+the tag "lecture". A text begins a slide, under the heading of its section if it has none; a code
+cell joins the slide before it, with its picture if it draws one, else with its code and result.
 
 Usage: python docs/slides/cut.py build/slides-source
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import itertools
 import math
 import re
 import shutil
@@ -21,7 +25,7 @@ from nbformat.v4 import new_markdown_cell
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "docs/site"))
-from assemble import readable  # noqa: E402
+from assemble import CURIOUS, readable  # noqa: E402
 
 # Heights in pixels of a slide of 1280 x 720, as slides.css sets them; slides.js shrinks the rest.
 ROOM, LINE, CODE_LINE, ROW, FORMULA = 600, 41, 28, 38, 100
@@ -122,7 +126,7 @@ class Deck:
 def cut(notebook: NotebookNode) -> NotebookNode:
     """The notebook with breaks between slides, and code apart from the pictures that it draws."""
     deck, pictured = Deck(), False
-    for cell in notebook.cells:
+    for cell in itertools.takewhile(lambda each: each.source != CURIOUS, notebook.cells):
         if cell.cell_type == "markdown":
             parts = blocks(cell.source)
             if pictured and parts[0].startswith("*What to see"):
@@ -135,20 +139,49 @@ def cut(notebook: NotebookNode) -> NotebookNode:
                 deck.add(new_markdown_cell(share), height(share))
             pictured = False
             continue
-        drawn = [each for each in cell.outputs if "image/png" in each.get("data", {})]
-        other = [each for each in cell.outputs if each not in drawn]
+        pictures = drawn(cell)
+        other = [each for each in cell.outputs if each not in pictures]
         cell.source = told(cell.source)
         if cell.source:
             size = CODE_LINE * len(cell.source.splitlines()) + 32
             deck.add(_part(cell, []), size)
         if other:
             deck.add(_part(cell, other, "remove-input"), sum(map(_printed, other)))
-        if drawn:
+        if pictures:
             deck.turn()
-            deck.add(_part(cell, drawn, "remove-input", "picture"), ROOM)
-        pictured = bool(drawn)
+            deck.add(_part(cell, pictures, "remove-input", "picture"), ROOM)
+        pictured = bool(pictures)
     notebook.cells = deck.cells
     return notebook
+
+
+def drawn(cell: NotebookNode) -> list[NotebookNode]:
+    return [each for each in cell.get("outputs", []) if "image/png" in each.get("data", {})]
+
+
+def lecture(notebooks: list[NotebookNode]) -> NotebookNode:
+    """One deck of all cells with the tag: what fits into one lecture."""
+    cells: list[NotebookNode] = [new_markdown_cell("# Robust training")]
+    for notebook in notebooks:
+        title = ""
+        for cell in notebook.cells:
+            if heading := re.match(r"#+ (?:\d+ )?(?:· )?(.*)", cell.source):
+                title = heading[1]
+            if "lecture" not in cell.metadata.get("tags", []):
+                continue
+            if cell.cell_type == "markdown":
+                text = re.sub(r"^#+ .*\n*", "", cell.source)
+                cells.append(new_markdown_cell(f"## {title}\n\n{text}"))
+            elif pictures := drawn(cell):
+                cells.append(_part(cell, pictures, "remove-input", "picture"))
+            else:
+                cells.append(_part(cell, []))
+                cells[-1].source = told(cell.source)
+                if cell.outputs:
+                    cells.append(_part(cell, cell.outputs, "remove-input"))
+    deck = copy.deepcopy(notebooks[0])
+    deck.cells = cells
+    return deck
 
 
 def main(out: Path) -> None:
@@ -156,8 +189,11 @@ def main(out: Path) -> None:
     shutil.copytree(
         Path(__file__).parent, out, ignore=shutil.ignore_patterns("__pycache__", "cut.py")
     )
-    for path in sorted((ROOT / "notebooks").glob("0*.ipynb")):
-        nbformat.write(cut(readable(nbformat.read(path, as_version=4))), out / path.name)
+    paths = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+    notebooks = [readable(nbformat.read(path, as_version=4)) for path in paths]
+    nbformat.write(lecture(copy.deepcopy(notebooks)), out / "lecture.ipynb")
+    for path, notebook in zip(paths, notebooks, strict=True):
+        nbformat.write(cut(notebook), out / path.name)
 
 
 if __name__ == "__main__":

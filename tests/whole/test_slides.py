@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import nbformat
 import pytest
 from helpers import LESSONS, sphinx_pages, watched
@@ -29,6 +31,24 @@ def decks(tmp_path_factory):
     return sphinx_pages(folder, "docs/slides/cut.py", "-b", "revealjs")
 
 
+def test_the_deck_of_one_lecture_is_read_from_the_last_row(browser, decks):
+    """Nothing is made smaller than .85 of its size, and every slide has its picture."""
+    bad = []
+    page = watched(browser, bad, height=720)
+    page.goto((decks / "lecture.html").as_uri())
+    page.wait_for_selector("body[data-fitted]")
+    count = page.evaluate("Reveal.getTotalSlides()")
+    assert 40 <= count <= 45
+    for k in range(count):
+        found = page.evaluate(LOOK, k)
+        assert found["out"] == 0, (k + 1, found)
+        assert found["scale"] >= 0.85, (k + 1, found)
+    assert page.locator(".slides img").evaluate_all("all => all.every(i => i.naturalWidth > 0)")
+    assert page.locator("[data-mml-node='merror']").count() == 0
+    assert not bad
+    page.close()
+
+
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_a_deck_in_a_browser(browser, decks, lesson):
     """On a screen of 1280 x 720: no error, no request that fails, nothing cut off or tiny."""
@@ -45,9 +65,10 @@ def test_a_deck_in_a_browser(browser, decks, lesson):
         assert found["scale"] >= 0.75, (k + 1, found)
         assert found["parts"] >= 2, (k + 1, "a title and something below it")
     notebook = nbformat.read(LESSONS[lesson], as_version=4)
+    core = itertools.takewhile(lambda each: each.source != "## For the curious", notebook.cells)
     stored = [
         output.metadata["image/png"]["alt"]
-        for cell in notebook.cells if cell.cell_type == "code"
+        for cell in core if cell.cell_type == "code"
         for output in cell.outputs if "image/png" in output.get("data", {})
     ]  # fmt: skip
     assert page.locator(".slides img").evaluate_all("all => all.map(i => i.alt)") == stored
