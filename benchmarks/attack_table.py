@@ -1,4 +1,4 @@
-"""The attack table of the README: what each attack leaves to the network trained by FGSM-RS.
+"""The first table of docs/site/compare.md: what attacks leave to the network of FGSM-RS.
 
 Every row is one run with a new generator of the same seed, on every 10th test image.
 Usage: python benchmarks/attack_table.py [--seed 0] [--every 10]

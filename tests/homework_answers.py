@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
+import beyond_answers
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -163,6 +164,56 @@ def pgd_variant(change_start=lambda x, s: s, steps=0, size=1.0, norm=None):
     return answer
 
 
+def pgd_linf(model, x, y, eps, step_size, steps, start, fault=""):
+    return pgd(model, x, y, eps, step_size, steps, start, "linf", fault)
+
+
+def pgd_bounds(model, x, y, eps, step_size, steps, start, size=1):
+    """Ball and range as one interval for every pixel."""
+    low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
+    z = torch.clamp(x + start, low, high)
+    for _ in range(steps):
+        z = torch.clamp(z + size * step_size * grad(model, z, y).sign(), low, high)
+    return z
+
+
+def pgd_linf_along_gradient(model, x, y, eps, step_size, steps, start):
+    z = torch.clamp(x + start, x - eps, x + eps).clamp(0, 1)
+    for _ in range(steps):
+        z = torch.clamp(z + step_size * grad(model, z, y), x - eps, x + eps).clamp(0, 1)
+    return z
+
+
+def pgd_linf_l2_step(model, x, y, eps, step_size, steps, start):
+    z = torch.clamp(x + start, x - eps, x + eps).clamp(0, 1)
+    for _ in range(steps):
+        g = grad(model, z, y)
+        z = torch.clamp(z + step_size * g / lengths(g), x - eps, x + eps).clamp(0, 1)
+    return z
+
+
+NORM_ORDERS = {"linf": torch.inf, "l2": 2, "l1": 1}
+
+
+def steepest(w, norm):
+    if norm != "l1":
+        return w.sign() if norm == "linf" else w / w.norm()
+    tip = torch.zeros_like(w)
+    tip[w.abs().argmax()] = w[w.abs().argmax()].sign()
+    return tip
+
+
+def steepest_by_hand(w, norm):
+    """Numbers and a list."""
+    largest = max(abs(v) for v in w.tolist())
+    length = sum(v * v for v in w.tolist()) ** 0.5
+    if norm == "linf":
+        return [1.0 if v > 0 else -1.0 for v in w.tolist()]
+    if norm == "l2":
+        return [v / length for v in w.tolist()]
+    return [v / largest if abs(v) == largest else 0.0 for v in w.tolist()]
+
+
 def fgsm_recording_on_x(model, x, y, eps):
     x.requires_grad_()
     F.cross_entropy(model(x), y).backward()
@@ -279,6 +330,26 @@ def central_in_place(f, w, h):
     return g
 
 
+def trades(model, x, y, x_adv, beta):
+    clean, moved = model(x), model(x_adv)
+    kl = F.kl_div(moved.log_softmax(1), clean.softmax(1), reduction="batchmean")
+    return F.cross_entropy(clean, y) + beta * kl
+
+
+def trades_with(
+    swapped=False, weight=lambda beta: beta, attacked=False, over=lambda kl: kl.sum(1).mean(),
+    fixed=False,
+):  # fmt: skip
+    def answer(model, x, y, x_adv, beta):
+        p, q = model(x).softmax(1), model(x_adv).softmax(1)
+        loss = F.cross_entropy(model(x_adv if attacked else x), y)
+        p, q = (q, p) if swapped else (p, q)
+        p = p.detach() if fixed else p
+        return loss + weight(beta) * over(p * (p / q).log())
+
+    return answer
+
+
 def danskin(w, b, x, y, eps):
     z = x - eps * y[:, None] * w.sign()
     w = w.clone().requires_grad_()
@@ -358,6 +429,29 @@ def sample_with(noise=None, clip=False, whole=False, generator_used=True, seeded
     return answer
 
 
+def noisy(model, x, y, sigma, generator):
+    noise = torch.randn(x.shape, generator=generator)
+    return F.cross_entropy(model(x + sigma * noise), y)
+
+
+def noisy_by_hand(model, x, y, sigma, generator):
+    logits = model(x + torch.empty_like(x).normal_(0, sigma, generator=generator))
+    return -logits.log_softmax(1)[range(len(y)), y].mean()
+
+
+def noisy_with(draw, clip=False):
+    def answer(model, x, y, sigma, generator):
+        seen = x + draw(x, sigma, generator)
+        return F.cross_entropy(model(seen.clamp(0, 1) if clip else seen), y)
+
+    return answer
+
+
+def noisy_without_gradient(model, x, y, sigma, generator):
+    with torch.no_grad():
+        return noisy(model, x, y, sigma, generator)
+
+
 def predict(counts, alpha):
     (a, b), (top, _) = counts.topk(2)
     return int(top) if binomtest(int(a), int(a + b), 0.5).pvalue <= alpha else -1
@@ -431,6 +525,36 @@ def two_class_torch(p_a, p_b, sigma):
         return 0
     z = torch.special.ndtri(torch.tensor([p_a, p_b], dtype=torch.float64))
     return sigma * (z[0] - z[1]) / 2
+
+
+# --- the worst classifier on a grid ---------------------------------------------------------------
+
+
+def program(p, q, p_a):
+    solved = optimize.linprog(q, A_ub=-p[None], b_ub=[-p_a], bounds=(0, 1))
+    return solved.x, solved.fun
+
+
+def program_with(*, sign=1, bounds=(0, 1), equal=True):
+    def answer(p, q, p_a):
+        named = {"A_eq": p[None], "b_eq": [p_a]} if equal else {"A_ub": p[None], "b_ub": [p_a]}
+        f = optimize.linprog(sign * q, bounds=bounds, **named).x
+        return f, f @ q
+
+    return answer
+
+
+def by_price(p, q, p_a):
+    left, f = p_a, torch.zeros(len(p), dtype=torch.float64)
+    for i in sorted(range(len(p)), key=lambda i: q[i] / p[i]):
+        f[i] = min(1.0, max(0.0, left / p[i]))
+        left -= p[i]
+    return f, (f * torch.as_tensor(q)).sum()
+
+
+def whole_cells(p, q, p_a):
+    f = np.ceil(by_price(p, q, p_a)[0].numpy())
+    return f, f @ q
 
 
 def share(label, prediction, radius, r):
@@ -537,14 +661,19 @@ RIGHT = {
     "linear_attack": [linear, linear_loop, linear_by_gradient],
     "fgsm": [fgsm, fgsm_loop],
     "pgd": [pgd, pgd_loop, pgd_box_first],
+    "pgd_linf": [pgd_linf, pgd_bounds],
+    "steepest": [steepest, steepest_by_hand],
     "adversarial_step": [step, step_by_hand],
+    "trades_loss": [trades, trades_with()],
     "numerical_gradient": [central, central_rows],
     "danskin_gradient": [danskin, danskin_formula, danskin_closed],
     "lower_conf_bound": [bound, bound_by_search, bound_by_scipy],
     "sample_under_noise": [sample, sample_one_by_one],
+    "noisy_loss": [noisy, noisy_by_hand],
     "predict": [predict, predict_sorted],
     "certify": [certify, certify_numpy],
     "two_class_radius": [two_class, two_class_torch],
+    "worst_classifier": [program, program_with(), by_price],
     "certified_accuracy": [share, share_loop],
     "average_certified_radius": [acr, acr_loop],
     "reading": [read, lambda: [0.5, 1, 0.8, 0.8, 0.95]],
@@ -606,6 +735,24 @@ WRONG = {
         "units of 0 to 255": pgd_255,
         "the loss rises": lambda m, x, y, *rest: x.clone(),
     },
+    "pgd_linf": {
+        "goes the wrong way": lambda *given: pgd_linf(*given, fault="down"),
+        "does not project onto the ball": lambda *given: pgd_linf(*given, fault="project"),
+        "does not project the first point": lambda *given: pgd_linf(*given, fault="first"),
+        "take its sign": pgd_linf_along_gradient,
+        "the step is that of l2": pgd_linf_l2_step,
+        "twice as long": lambda *given: pgd_bounds(*given, size=2),
+        "missing 1 required positional argument": pgd,
+    },
+    "steepest": {
+        "goes the wrong way": lambda w, norm: -steepest(w, norm),
+        "this is the step of linf": lambda w, norm: w.sign(),
+        "w itself is not a step of length 1": lambda w, norm: w,
+        "the sign is missing": lambda w, norm: steepest(w, norm).abs(),
+        "is only w made shorter": lambda w, norm: w / w.norm(p=NORM_ORDERS[norm]),
+        "long in l1, allowed is 1": lambda w, norm: 2 * steepest(w, norm),
+        "possible is": lambda w, norm: steepest(w, norm).where(w > 0, 0 * w),
+    },
     "adversarial_step": {
         "trains on the clean images": step_clean,
         "optimizer.zero_grad() after the attack": step_zero_too_early,
@@ -617,6 +764,20 @@ WRONG = {
         "the loss after the step": step_then_loss,
         "train mode": step_in_train_mode,
         "the weights do not move": lambda m, o, x, y, a: F.cross_entropy(m(a(m, x, y)), y).item(),
+    },
+    "trades_loss": {
+        "the wrong way round": trades_with(swapped=True),
+        "the sign of the divergence": trades_with(weight=lambda beta: -beta),
+        "the divergence is missing": trades_with(weight=lambda beta: 0.0),
+        "beta is not used: the divergence has weight 1": trades_with(weight=lambda beta: 1.0),
+        "sums the divergence over the batch": trades_with(over=lambda kl: kl.sum()),
+        "over the classes as well": trades_with(over=lambda kl: kl.mean()),
+        "the cross-entropy at x_adv": trades_with(attacked=True),
+        "the cross-entropy at x is missing": lambda m, x, y, z, beta: (
+            trades(m, x, y, z, beta) - F.cross_entropy(m(x), y)
+        ),
+        "p(x) is detached": trades_with(fixed=True),
+        "has no gradient": lambda *given: trades(*given).item(),
     },
     "numerical_gradient": {
         "one-sided difference": forward_difference,
@@ -668,6 +829,29 @@ WRONG = {
         "returns int, expected 4 counts": lambda *a: (sample(*a), 5)[1],
         "not shares": lambda *a: sample(*a) / a[3],
     },
+    "noisy_loss": {
+        "clean images": noisy_with(lambda x, s, g: 0 * x),
+        "variance is sigma": noisy_with(
+            lambda x, s, g: math.sqrt(s) * torch.randn(x.shape, generator=g)
+        ),
+        "uniform, not normal": noisy_with(
+            lambda x, s, g: s * math.sqrt(12) * (torch.rand(x.shape, generator=g) - 0.5)
+        ),
+        "the same noise to every image": noisy_with(
+            lambda x, s, g: s * torch.randn(x.shape[1:], generator=g)
+        ),
+        "the same noise in every call": noisy_with(
+            lambda x, s, g: s * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+        ),
+        "global generator": noisy_with(lambda x, s, g: s * torch.randn_like(x)),
+        "clips the noisy images": noisy_with(
+            lambda x, s, g: s * torch.randn(x.shape, generator=g), clip=True
+        ),
+        "sums the loss": lambda m, x, y, s, g: len(y) * noisy(m, x, y, s, g),
+        "has no gradient": noisy_without_gradient,
+        "expected one number": lambda *a: noisy(*a).item(),
+        "once a call": lambda m, x, y, s, g: noisy(m, x[:1], y[:1], s, g),
+    },
     "predict": {
         "never abstains": predict_with(lambda a, b, n, alpha: True),
         "one-sided": predict_with(
@@ -708,6 +892,22 @@ WRONG = {
         "Phi^-1 of the difference": lambda a, b, s: s / 2 * norm.ppf(abs(a - b)),
         "p_a > p_b is enough": lambda a, b, s: two_class(a, b, s) if a > 0.5 else 0.0,
     },
+    "worst_classifier": {
+        "bounds=(0, 1)": program_with(bounds=(0, None)),
+        "maximum instead of the minimum": program_with(sign=-1),
+        "smallest q / p": lambda p, q, p_a: (np.ones(len(p)), 1.0),
+        "missing or turned": program_with(equal=False),
+        "found no solution": lambda p, q, p_a: (None, None),
+        "p_a belongs to A": lambda p, q, p_a: program(p, q, 1 - p_a),
+        "masses are swapped": lambda p, q, p_a: program(q, p, p_a),
+        "expected at least": lambda p, q, p_a: program(p, q, 0.9 * p_a),
+        "a part of the last cell": whole_cells,
+        "there is one with": lambda p, q, p_a: (np.full(len(p), p_a), p_a),
+        "probability at x: that": lambda p, q, p_a: (program(p, q, p_a)[0], p_a),
+        "minus the probability": lambda p, q, p_a: (program(p, q, p_a)[0], -program(p, q, p_a)[1]),
+        "expected two values": lambda p, q, p_a: program(p, q, p_a)[0],
+        "one share per cell": lambda p, q, p_a: (program(p, q, p_a)[0][:3], 0.5),
+    },
     "certified_accuracy": {
         "compare with the label": lambda c, p, s, r: (s >= r).mean(),
         "divide by all": lambda c, p, s, r: (s >= r)[p == c].mean(),
@@ -735,3 +935,6 @@ WRONG = {
         "asks the network": too_curious,
     },
 }
+
+RIGHT |= beyond_answers.RIGHT
+WRONG |= beyond_answers.WRONG

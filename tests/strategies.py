@@ -67,6 +67,7 @@ def public():
 
 X = torch.rand(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2])
+SHEETS = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 PRECISIONS = [torch.half, torch.bfloat16, torch.float32, torch.float64]
 
 
@@ -347,6 +348,8 @@ CALLS = {
     "data.load_photo": plain(size=8),
     "data.torchvision_dataset": images_on_disk,
     "data.train_validation_split": plain(images=X, labels=Y, validation=1),
+    "figures.general.answers": plain(columns=[("drawn", X[0, :1], torch.tensor([0.1, 0.9]))]),
+    "figures.general.bars": plain(groups=["none", "some"], values={"a": [3, 1]}, ylabel="digits"),
     "figures.general.curves": plain(panels=[("x", [0, 1], {"a": [0, 1]})], ylabel="y"),
     "figures.general.matrix": plain(table=pd.DataFrame({"clean": [0.9]})),
     "figures.general.perturbations": plain(rows=[("a", PICTURE, PICTURE, THIRDS)], label=1),
@@ -354,16 +357,24 @@ CALLS = {
     "figures.general.show": plain(figure=Figure, alt="A line that rises from zero to one."),
     "figures.lessons.danskin": plain(theta=[0.0, 1.0], members={"a": [0, 1]}, envelope=[0, 1],
                                      at=0.5, tangent=(0.5, 1.0), maximiser="a"),
-    "figures.lessons.loss_surface": plain(a=[0.0, 1.0], b=[0.0, 1.0], loss=torch.eye(2),
-                                          correct=torch.eye(2) > 0, labels=("p", "q"),
-                                          marks={"x": (0, 0)}),
+    "figures.lessons.loss_surface": plain(a=[0.0, 1.0], b=[0.0, 1.0],
+                                          panels={"net": (torch.eye(2), torch.eye(2) > 0)},
+                                          labels=("p", "q"), marks={"x": (0, 0)}),
     "figures.lessons.norm_balls": plain(gradient=(1, 0), steps={"l2": (1.0, 0.0)}),
     "figures.lessons.plane": plain(edges=([0, 1, 2], [0, 1, 2]), panels={"a": np.eye(2)},
                                    centres={"x": (0, 0)}, sigma=0.5),
+    "figures.lessons.rungs": plain(printed=[0.5], ladders={"a": [0.5, 0.4]}, unit=0.001,
+                                   xlabel="r"),
     "figures.lessons.shifted_densities": plain(t=[0, 1], densities={"a": [0, 1]}, share=[1, 0],
                                                xlabel="t"),
+    "figures.lessons.tie": plain(theta=[-1.0, 1.0], envelope=[1, 1], slopes={"a": -1.0, "b": 1.0},
+                                 plane=([0, 1], [0, 1], torch.eye(2)), steps={"s": (-1, 0)}),
+    "figures.smoothing.by_sigma": plain(panels={"t": {0.5: ([0, 1], [1, 0])}}),
+    "figures.lessons.smallest_eps": plain(panels={"net": [0.1, 0.3]}, edges=[0.0, 0.2, 0.4]),
     "figures.smoothing.certified": plain(radii=[0, 1], accuracies={"a": [1, 0]}),
     "figures.smoothing.regions": plain(axis=[0, 1], panels={"t": SQUARE}),
+    "figures.smoothing.certified_ball": plain(axis=[0, 1], panels={"t": SQUARE}, point=(0, 0),
+                                              radius=0.5, nearest={}),
     "figures.smoothing.sandwich": plain(radii=[0, 1], certified=[1, 0], attacked=[1, 0.5],
                                         names=("c", "a")),
     "figures.smoothing.vote": plain(axis=[0, 1], classes=SQUARE, point=(0, 0), sigma=0.5,
@@ -425,6 +436,7 @@ CALLS = {
     "widgets.certification_explorer": plain(most=20),
     "widgets.danskin_explorer": plain(loss=lambda: torch.mul, thetas=torch.arange(3.0),
                                       deltas=torch.arange(2.0), shown=2),
+    "widgets.draw_explorer": plain(model=Flat, images=SHEETS, labels=Y, path="a.png", steps=1),
     "widgets.radius_explorer": plain(longest=1),
     "widgets.smoothing_explorer": plain(model=Flat, num_classes=3),
 }  # fmt: skip

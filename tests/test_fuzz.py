@@ -432,6 +432,7 @@ def test_figures(rows, logx, logy, n):
 def test_explorers_at_their_limits():
     made = [
         widgets.attack_explorer(Flat().eval(), X[:1, :1, :1, :1], Y[:1], steps=1),
+        widgets.draw_explorer(Flat().eval(), torch.zeros(1, 1, 28, 28), Y[:1]),
         widgets.radius_explorer(longest=1e-6),
         widgets.smoothing_explorer(Flat().eval(), num_classes=3, extent=1e6),
         widgets.certification_explorer(alpha=1e-9, sigma=1e6, most=20),
@@ -453,13 +454,14 @@ NOT_HERE = {
     "certification": {"noise_generator"},
     "data": {"data_folder", "load_mnist", "load_photo", "torchvision_dataset",
              "train_validation_split"},  # test_data.py
-    "figures": {"danskin", "loss_surface", "norm_balls", "perturbations", "plane", "regions",
-                "sandwich", "shifted_densities", "show", "vote"},  # of one form: test_figures.py
+    "figures": {"answers", "bars", "by_sigma", "certified_ball", "danskin", "loss_surface",
+                "norm_balls", "perturbations", "plane", "regions", "rungs", "sandwich",
+                "shifted_densities", "show", "tie", "vote"},  # of one form: test_figures.py
     "models": {"available", "checkpoint_folder"},
     "robustness": {"progress_bar"},
     "smoothing": {"as_given", "enough"},
     "training": {"Recipe.objective", "Recipe.scheduler", "catastrophic_overfitting"},
-    "widgets": {"Explorer.set"},
+    "widgets": {"Explorer.figure", "Explorer.set"},
 }  # fmt: skip
 
 

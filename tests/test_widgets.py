@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import Linear
+from PIL import Image
 
 from trustml_helpers import bounds, data, models, widgets
 
@@ -171,3 +172,116 @@ def test_certification_explorer():
     won = (np.random.default_rng(5).random(500) < 0.6)[:400].sum()
     assert f"observed {won / 400:.4f}" in explorer.says
     assert f"at least {float(bounds.lower_conf_bound(won, 400, 0.01)):.4f}" in explorer.says
+    share = explorer.figure().axes[0].lines[0]  # the same picture, for a page without a kernel
+    assert (share.get_label(), share.get_ydata()[-1]) == ("observed share", won / 400)
+    plt.close("all")
+
+
+# --- a digit of one's own -------------------------------------------------------------------------
+
+SEVEN = [[(8, 6), (20, 6), (13, 23)]]
+
+
+@pytest.fixture(scope="module")
+def paper():
+    images, labels = data.load_mnist("test")
+    model = models.load("mnist_smallcnn_standard")
+    return widgets.draw_explorer(model, images[:20], labels[:20], steps=10)
+
+
+def blank(explorer, **values):
+    """On a new sheet."""
+    explorer.set(paper="blank", show="drawn", eps=0.1)
+    return explorer.set(**{"strokes": SEVEN} | values)
+
+
+def test_a_drawn_seven_is_a_seven_until_it_is_attacked(paper):
+    assert "1 stroke on blank paper: the model says 7 with probability 1.00." in blank(paper).says
+    says = paper.set(show="attacked").says
+    assert "Attacked with eps 0.10: 3 with" in says
+    assert says.endswith("(fooled).")
+    assert paper.set(eps=0.01).says.endswith("(not fooled).")
+
+
+@pytest.mark.slow
+def test_the_attacked_picture_comes_through_a_png_of_8_bits(tmp_path):
+    sheet, path = torch.zeros(1, 1, 28, 28), tmp_path / "attacked.png"
+    model = models.load("mnist_smallcnn_standard")
+    paper = widgets.draw_explorer(model, sheet, torch.tensor([7]), path, steps=10)
+    says = blank(paper, show="attacked").says
+    assert not path.exists()
+    says = paper.set(show="saved as PNG").says
+    assert " Saved as attacked.png and read back: 3" in says
+    with Image.open(path) as saved:
+        assert (saved.mode, saved.size, saved.format) == ("L", (28, 28), "PNG")
+        pixels = torch.from_numpy(np.array(saved) / 255).float()[None, None]
+    assert "(still fooled)" in says
+    assert int(models.predict(model, pixels)) == 3
+    change = (pixels - widgets._as_in_mnist(SEVEN, torch.zeros(28, 28))).abs().max()
+    assert 0.1 <= change <= 0.1 + 0.5 / 255 + 1e-6
+    assert f"largest change of a pixel is {change:.3f}." in says
+    assert "(still not fooled)" in paper.set(eps=0.01).says
+
+
+@pytest.mark.slow
+def test_it_says_when_rounding_undid_the_attack(tmp_path):
+    """Class 1 from a mean of 0.001 on: less than one of 255 levels."""
+
+    def model(x):
+        z = 1e4 * (x.mean((1, 2, 3)) - 0.001)
+        return torch.stack([-z, z], 1)
+
+    sheet, path = torch.zeros(1, 1, 28, 28), tmp_path / "a.png"
+    explorer = widgets.draw_explorer(model, sheet, torch.tensor([0]), path)
+    explorer.controls["eps"].step = 0.001
+    says = explorer.set(eps=0.0015, show="saved as PNG").says
+    assert "Attacked with eps 0.00: 1" in says
+    assert "read back: 0" in says
+    assert "(now not fooled: rounding did it)" in says
+
+
+def test_strokes_look_like_mnist():
+    """Size, weight and place, each within what is usual there."""
+    images, labels = data.load_mnist("test")
+    real = images[labels == 7][:, 0]
+    drawn = widgets._as_in_mnist(SEVEN, torch.zeros(28, 28))[0, 0]
+    scattered = [[(0.5 * x, 0.5 * y + 10) for x, y in SEVEN[0]]]  # half as large, elsewhere
+    torch.testing.assert_close(widgets._as_in_mnist(scattered, torch.zeros(28, 28))[0, 0], drawn)
+    rows, columns = (drawn > 0).any(1), (drawn > 0).any(0)
+    assert max(rows.sum(), columns.sum()) == 20
+    ink = real.sum((1, 2))
+    assert ink.quantile(0.1) < drawn.sum() < ink.quantile(0.9)
+    soft = lambda z: ((z > 0) & (z < 0.9)).sum((-2, -1)) / (z > 0).sum((-2, -1))  # noqa: E731
+    assert soft(real).quantile(0.1) < soft(drawn) < soft(real).quantile(0.9)
+    axis = torch.arange(28.0)
+    centre = torch.stack([drawn.sum(0) @ axis, drawn.sum(1) @ axis]) / drawn.sum()
+    assert (centre - 14).abs().max() <= 0.5
+
+
+def test_strokes_on_a_test_digit_keep_their_place(paper):
+    paper.set(paper="a 3", show="drawn")
+    assert "0 strokes on a 3: the model says 3" in paper.says
+    pad = paper.controls["strokes"]
+    assert len(pad.paper) == 784
+    assert max(pad.paper) > 250
+    assert "1 stroke on a 3: the model says 8" in paper.set(strokes=[[(10, 8), (10, 18)]]).says
+    assert "0 strokes on blank paper" in paper.set(paper="blank").says  # a new sheet
+    assert "it has to give one of its answers" in paper.says
+    assert pad.value == []
+
+
+def test_a_point_is_a_dot_and_nothing_leaves_the_picture():
+    sheet = torch.zeros(28, 28)
+    dot = widgets._as_in_mnist([[(3, 3)]], sheet)[0, 0]
+    assert dot.argmax() == 14 * 28 + 14
+    assert widgets._as_in_mnist([], sheet).shape == (1, 1, 28, 28)
+    sheet[0, 27] = 1  # its mass goes to the middle
+    assert widgets._as_in_mnist([], sheet)[0, 0].nonzero().tolist() == [[14, 14]]
+
+
+@pytest.mark.parametrize("strokes", [5, "ab", [[]], [[3, 4]], [[(3, 28)]], [[(float("nan"), 3)]]])
+def test_what_is_no_stroke_is_refused(paper, strokes):
+    before = blank(paper).says
+    with pytest.raises(ValueError, match=r"strokes=.*expected a list of strokes, each a list of"):
+        paper.set(strokes=strokes)
+    assert paper.says == before

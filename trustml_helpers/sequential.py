@@ -286,24 +286,26 @@ def _room_to_go_on(n: Ints, n_max: int) -> None:
 
 @declared(bounds.at_most_n, _room_to_go_on, k=wholes(), n=wholes(1), n_max=whole(1), alpha=ALPHA)
 def best_case_bound(k: ArrayLike, n: ArrayLike, n_max: int, alpha: float) -> Floats:
-    """The lower bound that ``n_max`` votes would give if p were as large as it can be.
+    """The largest lower bound to be hoped for from ``n_max`` votes: is going on worth while?
 
-    The rest of the votes is taken to arrive at the rate of the upper bound of p that holds at all
-    n at once (the lower one with the classes exchanged). Whether more sampling is worth while.
+    p is taken at its upper bound that holds at all n at once (the lower one with the classes
+    exchanged), and the rest of the votes as lucky as alpha allows. So at whatever n one stops, all
+    ``n_max`` votes would give a larger bound than this with probability at most ``2 * alpha``.
 
     Args:
         k, n, alpha: as for :func:`anytime_lower_bound`.
         n_max: the number of votes that sampling could go on to, at least n.
 
     Returns:
-        float64, at least the present :func:`anytime_lower_bound` up to the rounding of a count.
+        float64.
 
     >>> float(best_case_bound(0, 1000, 1000, 0.001))  # nothing left to gain
     0.0
     """
     k_, n_ = np.asarray(k, dtype=float), np.asarray(n, dtype=float)
     upper = 1 - trusted(anytime_lower_bound)(n_ - k_, n_, alpha)
-    return trusted(anytime_lower_bound)(k_ + np.ceil((n_max - n_) * upper), n_max, alpha)
+    more = stats.binom.isf(alpha, n_max - n_, upper)
+    return trusted(anytime_lower_bound)(k_ + more, n_max, alpha)
 
 
 def _log_evidence(p: Floats, k: Floats, n: Floats) -> Floats:

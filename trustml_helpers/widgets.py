@@ -9,19 +9,24 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import anywidget
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import traitlets
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from trustml_helpers import attacks, bounds, figures, smoothing, theory
 from trustml_helpers._support.arguments import ALPHA, SIGMA, Rule, declared, function, number, whole
-from trustml_helpers._support.calling import unchanged
+from trustml_helpers._support.calling import logits_of, unchanged
 from trustml_helpers._support.tensors import IMAGES, LABELS
 from trustml_helpers.models import predict
 
@@ -51,7 +56,8 @@ class Explorer(ipywidgets.VBox):
         self._picture = ipywidgets.HTML()
         self._held = False
         for control in controls.values():
-            control.style.description_width = "7em"
+            if hasattr(control, "style"):  # a drawing pad has none
+                control.style.description_width = "7em"
             control.layout.width = "32em"
             control.observe(lambda change: self._update(), names="value")
         super().__init__([*controls.values(), self._picture])
@@ -76,6 +82,10 @@ class Explorer(ipywidgets.VBox):
             self._held = False
         self._update()
         return self
+
+    def figure(self) -> Figure:
+        """The present picture once more, for a page that has no kernel."""
+        return self._draw(**{name: control.value for name, control in self.controls.items()})[0]
 
     def _move(self, values: dict[str, Any]) -> None:
         for name, control in self.controls.items():  # in their order: one may set another's range
@@ -375,3 +385,231 @@ def certification_explorer(
         draw, p=_slider("p", 0.9, 0.4, 0.999, 0.001), n=_counter("votes", 1000, 20, most, 20),
         run=_counter("run", 0, 0, 20),
     )  # fmt: skip
+
+
+# --- a digit of your own --------------------------------------------------------------------------
+
+_SIDE = 28  # pixels; a stroke's points count them, (0, 0) in the middle of the first
+# What is drawn stays in the browser until the pen is lifted: one message to Python per stroke.
+_PAD = """
+const SIDE = 28, ZOOM = 9;
+const STEPS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]};
+const HELP = "Draw with the pointer, or with keys: the arrows move the pen (with Shift by four "
+  + "pixels), Space sets it down and lifts it, Backspace takes the last stroke back.";
+const inside = z => Math.min(SIDE - 1, Math.max(0, Math.round(10 * z) / 10));
+
+function render({ model, el }) {
+  const make = (name, text = "") => el.appendChild(
+    Object.assign(document.createElement(name), { textContent: text }));
+  make("div", HELP);
+  const canvas = make("canvas"), context = canvas.getContext("2d");
+  const undo = make("button", "Undo"), clear = make("button", "Clear"), words = make("div");
+  Object.assign(canvas, { width: SIDE * ZOOM, height: SIDE * ZOOM, tabIndex: 0 });
+  canvas.style.cssText = "display: block; touch-action: none; cursor: crosshair";
+  canvas.setAttribute("role", "application");
+  canvas.setAttribute("aria-label", `Drawing pad. ${HELP}`);
+  words.setAttribute("aria-live", "polite");
+  el.setAttribute("data-lm-suppress-shortcuts", "true");  // JupyterLab leaves the arrows to us
+  for (const button of [undo, clear]) button.className = "jupyter-button widget-button";
+  let pen = [14, 14], stroke = null;
+
+  function draw() {
+    context.fillStyle = "black";
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    model.get("paper").forEach((grey, k) => {
+      context.fillStyle = `rgb(${grey} ${grey} ${grey})`;
+      context.fillRect((k % SIDE) * ZOOM, Math.floor(k / SIDE) * ZOOM, ZOOM, ZOOM);
+    });
+    context.lineCap = context.lineJoin = "round";
+    for (const [colour, width] of [["#999", 3.2], ["white", 2]]) {  // a soft brush
+      context.strokeStyle = colour;
+      context.lineWidth = width * ZOOM;
+      for (const points of [...model.get("value"), ...(stroke ? [stroke] : [])]) {
+        context.beginPath();
+        for (const [x, y] of [points[0], ...points])
+          context.lineTo((x + 0.5) * ZOOM, (y + 0.5) * ZOOM);
+        context.stroke();
+      }
+    }
+    if (document.activeElement !== canvas) return;
+    context.strokeStyle = "#E69F00";
+    context.lineWidth = 2;
+    context.strokeRect((pen[0] - 0.5) * ZOOM, (pen[1] - 0.5) * ZOOM, 2 * ZOOM, 2 * ZOOM);
+  }
+  function become(strokes) {
+    stroke = null;
+    model.set("value", strokes);
+    model.save_changes();
+    draw();
+  }
+  const lift = () => stroke && become([...model.get("value"), stroke]);
+  const back = () => become(model.get("value").slice(0, -1));
+  const to = (x, y) => { pen = [inside(x), inside(y)]; stroke?.push(pen); draw(); };
+  const follow = event => to(event.offsetX / ZOOM - 0.5, event.offsetY / ZOOM - 0.5);
+
+  canvas.onpointerdown = event => {
+    canvas.setPointerCapture(event.pointerId);
+    canvas.focus();
+    stroke = [];
+    follow(event);
+  };
+  canvas.onpointermove = event => stroke && event.buttons && follow(event);
+  canvas.onpointerup = canvas.onpointercancel = lift;
+  canvas.onkeydown = event => {
+    const step = STEPS[event.key], length = event.shiftKey ? 4 : 1;
+    if (step) to(pen[0] + length * step[0], pen[1] + length * step[1]);
+    else if (event.key === " ") stroke ? lift() : (stroke = [pen], draw());
+    else if (event.key === "Backspace") back();
+    else return;
+    event.preventDefault();
+    words.textContent = `Pen ${stroke ? "down" : "up"} at ${pen.join(", ")}`;
+  };
+  canvas.onfocus = draw;
+  canvas.onblur = () => { lift(); draw(); };
+  undo.onclick = back;
+  clear.onclick = () => become([]);
+  model.on("change:value change:paper", draw);
+  draw();
+  return () => model.off("change:value change:paper", draw);
+}
+export default { render };
+"""
+
+
+class _Pad(anywidget.AnyWidget):
+    """A sheet of 28 x 28 pixels to draw on; ``value`` holds the strokes, lists of points (x, y)."""
+
+    _esm = _PAD
+    value = traitlets.Any([]).tag(sync=True)
+    paper = traitlets.Any([]).tag(sync=True)  # grey values 0 to 255 under the strokes, row by row
+
+    @traitlets.validate("value")
+    def _check(self, proposal: Any) -> list[list[list[float]]]:
+        strokes = proposal["value"]
+        try:
+            found = [[[float(x), float(y)] for x, y in stroke] for stroke in strokes]
+            if not all(found) or not all(0 <= z < _SIDE for s in found for p in s for z in p):
+                raise ValueError
+        except (TypeError, ValueError):
+            words = f"strokes, each a list of points (x, y) from 0 to {_SIDE - 1}"
+            raise ValueError(f"strokes={strokes!r}: expected a list of {words}") from None
+        return found
+
+
+def _ink(strokes: list[list[list[float]]]) -> Tensor:
+    """Strokes with a soft brush as wide as those of MNIST, ``(28, 28)``."""
+    axis = torch.arange(float(_SIDE))
+    pixels = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
+    nearest = torch.full((_SIDE, _SIDE), torch.inf)
+    for stroke in strokes:
+        points = torch.tensor([stroke[0], *stroke])  # also of a single point a line
+        for start, end in itertools.pairwise(points):
+            along = end - start
+            share = ((pixels - start) @ along / (along @ along).clamp(min=1e-9)).clamp(0, 1)
+            gap = (pixels - start - share[..., None] * along).norm(dim=-1)
+            nearest = nearest.minimum(gap)
+    return (1.5 - nearest / 1.2).clamp(0, 1)  # white to 0.6 from the line, half grey at 1.2
+
+
+def _as_in_mnist(strokes: list[list[list[float]]], paper: Tensor) -> Tensor:
+    """What was drawn, as MNIST was made: its longer side fills 20 pixels, its mass is centred.
+
+    On paper that is not blank strokes keep their place and size. Returns ``(1, 1, 28, 28)``.
+    """
+    if strokes and not paper.any():
+        points = torch.tensor([point for stroke in strokes for point in stroke])
+        low, extent = points.amin(0), points.amax(0) - points.amin(0)
+        scale = 17 / extent.max().clamp(min=1)  # and the brush around it
+        strokes = [((torch.tensor(s) - low - extent / 2) * scale + 13.5).tolist() for s in strokes]
+    picture, axis = paper.maximum(_ink(strokes)), torch.arange(float(_SIDE))
+    mass = picture.sum().clamp(min=1e-9)
+    right = 14 - round(float(picture.sum(0) @ axis / mass)) if picture.any() else 0
+    down = 14 - round(float(picture.sum(1) @ axis / mass)) if picture.any() else 0
+    # Padding by less than nothing cuts: the picture moves as it is, by whole pixels.
+    return torch.nn.functional.pad(picture, (right, -right, down, -down))[None, None]
+
+
+def _through_png(picture: Tensor, path: Path) -> Tensor:
+    """Save a picture with 8 bits a pixel, and read it back."""
+    Image.fromarray((picture[0, 0] * 255).round().to(torch.uint8).numpy()).save(path)
+    with Image.open(path) as saved:
+        return torch.from_numpy(np.array(saved, dtype=np.float32) / 255)[None, None]
+
+
+def _of_mnist_size(images: Tensor) -> None:
+    if images.shape[1:] != (1, _SIDE, _SIDE):
+        raise ValueError(f"images: expected (n, 1, 28, 28), got {tuple(images.shape)}")
+
+
+@declared(_one_label_each, _of_mnist_size, model=_MODEL, images=IMAGES, labels=LABELS,
+          steps=whole(1))  # fmt: skip
+def draw_explorer(
+    model: Any, images: Tensor, labels: Tensor, path: str | Path = "attacked.png",
+    *, steps: int = 20,
+) -> Explorer:  # fmt: skip
+    """Draw a digit, or add to one; attack it, save it as a PNG of 8 bits, and ask what is left.
+
+    The attack is PGD in l-inf on the model's own answer: nobody but you knows what you drew.
+
+    Args:
+        model: images ``(n, 1, 28, 28)`` to logits ``(n, K)``.
+        images, labels: the first of each class can be drawn upon, ``(n, 1, 28, 28)``, ``(n,)``.
+        path: where "saved as PNG" writes the attacked picture.
+        steps: of PGD.
+    """
+    places = {f"a {k}": int((labels == k).nonzero()[0]) for k in labels.unique().tolist()}
+    papers = {"blank": torch.zeros(_SIDE, _SIDE)}
+    papers |= {name: images[k, 0].detach().cpu().float() for name, k in places.items()}
+
+    def ask(picture: Tensor) -> Tensor:
+        with unchanged(model), torch.inference_mode():
+            return logits_of(model, picture.to(images)).softmax(1)[0].cpu()
+
+    def draw(paper: str, strokes: Any, eps: float, show: str) -> tuple[Figure, str]:
+        x = _as_in_mnist(strokes, papers[paper])
+        columns = [("drawn", x[0], ask(x))]
+        counted = f"{len(strokes)} stroke{'s' * (len(strokes) != 1)}"
+        sheet = "blank paper" if paper == "blank" else paper
+        says = f"{counted} on {sheet}: the model says {_answer(columns[0][2])}."
+        if not x.any():
+            says += " Even to an empty sheet it has to give one of its answers."
+        if show == "drawn":
+            return figures.answers(columns), says
+        y = columns[0][2].argmax()[None].to(images.device)
+        z = attacks.pgd(model, x.to(images), y, eps, steps=steps, generator=_seeded()).cpu().float()
+        columns.append(("attacked", z[0], ask(z)))
+        verdict = "fooled" if _differ(columns) else "not fooled"
+        says += f" Attacked with eps {eps:.2f}: {_answer(columns[1][2])} ({verdict})."
+        if show == "attacked":
+            return figures.answers(columns), says
+        read = _through_png(z, Path(path))
+        columns.append(("read from the PNG", read[0], ask(read)))
+        after = "fooled" if _differ(columns) else "not fooled"
+        verdict = f"still {after}" if after == verdict else f"now {after}: rounding did it"
+        says += (
+            f" Saved as {Path(path).name} and read back: {_answer(columns[2][2])} ({verdict}). "
+            f"Rounded to 8 bits, the largest change of a pixel is {_largest(read - x):.3f}."
+        )
+        return figures.answers(columns), says
+
+    pad, choice = _Pad(), _choice("paper", list(papers), "blank")
+
+    def lay(change: Any) -> None:  # a new sheet
+        pad.paper = (papers[change["new"]] * 255).round().int().flatten().tolist()
+        pad.value = []
+
+    choice.observe(lay, names="value")  # before the explorer listens
+    shown = _choice("show", ["drawn", "attacked", "saved as PNG"], "drawn")
+    return Explorer(draw, paper=choice, strokes=pad, eps=_slider("eps", 0.1, 0, 0.3), show=shown)
+
+
+def _answer(probabilities: Tensor) -> str:
+    return f"{int(probabilities.argmax())} with probability {float(probabilities.max()):.2f}"
+
+
+def _largest(change: Tensor) -> float:
+    return float(change.abs().max())
+
+
+def _differ(columns: list[tuple[str, Tensor, Tensor]]) -> bool:
+    return int(columns[0][2].argmax()) != int(columns[-1][2].argmax())

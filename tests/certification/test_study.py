@@ -18,6 +18,7 @@ from trustml_helpers import certification, cli
 from trustml_helpers.certification import COLUMNS
 from trustml_helpers.cli import plan
 from trustml_helpers.cli import study as cli_study
+from trustml_helpers.data import data_folder
 
 ALPHA = 0.001
 
@@ -227,3 +228,29 @@ def test_the_printed_commands_are_commands(tmp_path):
         name, *rest = step.words
         context = commands[name].make_context(name, rest)
         assert context.params["seed"] == 0
+
+
+def test_the_published_rows_give_the_published_summary():
+    folder = data_folder() / "published"
+    rows = pd.read_csv(folder / "cohen2019_logs.csv.gz")
+    told = pd.read_csv(folder / "cohen2019_summary.csv")
+    assert ((rows.predict == rows.label) == (rows.correct == 1)).all()
+    keys = ["dataset", "train_sigma", "sigma"]
+    logs = dict(list(rows.groupby(keys)))
+    assert len(logs) == 12
+    for row in told.itertuples():
+        log = logs[row.dataset, row.train_sigma, row.sigma]
+        acr, _ = certification.average_certified_radius(log)
+        assert len(log) == row.images
+        assert acr == pytest.approx(row.acr, abs=5.1e-5)
+        assert (log.predict == -1).mean() == pytest.approx(row.abstained, abs=5.1e-4)
+
+
+def test_a_published_curve_falls_off_a_cliff_and_not_down_a_line():
+    """ImageNet at sigma 0.25: what straight lines between the printed radii would not show."""
+    rows = pd.read_csv(data_folder() / "published" / "cohen2019_logs.csv.gz")
+    rows = rows[(rows.dataset == "ImageNet") & (rows.train_sigma == rows.sigma)]
+    curve = {s: certification.certified_accuracy(log, [0.5, 0.75, 0.9, 0.978, 1.0])
+             for s, log in rows.groupby("sigma")}  # fmt: skip
+    assert curve[0.25] == pytest.approx([0.494, 0.375, 0.316, 0.267, 0.0], abs=5.1e-4)
+    assert curve[0.25][1] > curve[1.0][1]  # a line would be below from 0.63 on

@@ -28,12 +28,35 @@ def test_perturbations():
     x, z = torch.zeros(1, 5, 5), torch.full((1, 5, 5), 0.2)
     figure = figures.perturbations([("some", x, z, torch.tensor([0.1, 0.9]))], label=0)
     axes = figure.axes
-    assert axes[2].get_title().endswith("says 1")
+    assert axes[2].get_title().endswith("says 1, wrong")
     assert np.allclose(axes[1].images[0].get_array(), 0.2)
     assert axes[1].images[0].get_clim() == pytest.approx((-0.2, 0.2))
     heights = [bar.get_height() for bar in axes[3].patches]
     assert heights == pytest.approx([0.1, 0.9])
     assert axes[3].patches[0].get_hatch()
+    wrong = axes[3].patches[1].get_facecolor()
+    assert rendered(figure) > 1000
+    figure = figures.perturbations([("some", x, z, torch.tensor([0.9, 0.1]))], label=0)
+    assert figure.axes[2].get_title().endswith("says 0")
+    assert figure.axes[3].patches[0].get_facecolor() != wrong
+    figure.draw_without_rendering()
+    widths = [axes.get_window_extent().width for axes in figure.axes[:3]]
+    assert widths == pytest.approx([widths[0]] * 3, abs=1)
+    rendered(figure)
+
+
+def test_answers():
+    image = torch.zeros(1, 5, 5)
+    columns = [("drawn", image, torch.tensor([0.2, 0.8])),
+               ("attacked", image + 0.5, torch.tensor([0.9, 0.1]))]  # fmt: skip
+    figure = figures.answers(columns)
+    above, below = figure.axes[:2], figure.axes[2:]
+    assert [axes.get_title() for axes in above] == ["drawn", "attacked"]
+    assert np.allclose(above[1].images[0].get_array(), 0.5)
+    assert [axes.get_title() for axes in below] == ["says 1 (0.80)", "says 0 (0.90)"]
+    for axes, (*_, probabilities) in zip(below, columns, strict=True):
+        assert [bar.get_height() for bar in axes.patches] == pytest.approx(probabilities.tolist())
+        assert [bool(bar.get_hatch()) for bar in axes.patches] == [False, True]
     assert rendered(figure) > 1000
 
 
@@ -47,6 +70,13 @@ def test_pictures_in_colour_and_signed():
     signed = figures.pictures([[torch.tensor([[[-3.0, 1.0]]])]], signed=[0])
     assert signed.axes[0].images[0].get_clim() == (-3, 3)
     rendered(signed)
+    two = figures.pictures([[torch.rand(1, 4, 4)] * 2], [["a", "b"]], wrong=[[False, True]])
+    right, wrong = (axes.spines["left"].get_linewidth() for axes in two.axes)
+    assert wrong > 2 * right
+    assert two.axes[1].title.get_weight() == "bold"
+    rendered(two)
+    with pytest.raises(ValueError, match=r"wrong\[0\] has 1 for 2 images"):
+        figures.pictures([[torch.rand(1, 4, 4)] * 2], wrong=[[True]])
 
 
 def test_curves_keep_one_look_per_name_and_differ_without_colour():
@@ -78,6 +108,17 @@ def test_matrix_prints_percentages():
     rendered(figure)
 
 
+def test_bars_stand_side_by_side_and_differ_without_colour():
+    figure = figures.bars(["none", "some"], {"a": [3, 1], "b": [2, 2]}, "digits")
+    (axes,) = figure.axes
+    assert [bar.get_height() for bar in axes.patches] == [3, 1, 2, 2]
+    places = sorted((bar.get_x(), bar.get_width()) for bar in axes.patches)
+    assert all(sum(places[k]) <= places[k + 1][0] + 1e-9 for k in range(3))
+    assert axes.patches[0].get_hatch() != axes.patches[2].get_hatch()
+    assert [text.get_text() for text in axes.texts] == ["3", "1", "2", "2"]
+    rendered(figure)
+
+
 def test_norm_balls():
     steps = {"linf": (1.0, 1.0), "l2": (0.8, 0.6), "l1": (1.0, 0.0)}
     figure = figures.norm_balls((1.2, 0.5), steps)
@@ -90,10 +131,29 @@ def test_loss_surface(all_right):
     a = [0.0, 1.0, 2.0]
     right = torch.ones(3, 3, dtype=torch.bool)
     right[2] = all_right
+    loss = torch.full((3, 3), 2.0)
     figure = figures.loss_surface(
-        a, a, torch.rand(3, 3), right, labels=("p", "q"), marks={"x": (0, 0)}
+        a,
+        a,
+        {"net": (loss, right), "other": (loss / 4, right)},
+        labels=("p", "q"),
+        marks={"x": (0, 0)},
     )
-    assert figure.axes[0].get_xlabel() == "p"
+    left, other = figure.axes[:2]
+    assert [left.get_title(), left.get_xlabel(), other.get_title()] == ["net", "p", "other"]
+    assert left.collections[0].get_clim() == other.collections[0].get_clim()  # one scale
+    assert len(left.collections) == (1 if all_right else 2)  # the line where the label changes
+    rendered(figure)
+
+
+def test_smallest_eps():
+    panels = {"weak": [0.05, 0.05, 0.15], "strong": [0.25, 0.35, np.inf]}
+    figure = figures.smallest_eps(panels, [0, 0.1, 0.2, 0.3, 0.4])
+    weak, strong = figure.axes
+    assert [bar.get_height() for bar in weak.patches] == [2, 1, 0, 0]
+    assert [bar.get_height() for bar in strong.patches] == [0, 0, 1, 1]
+    assert weak.lines[0].get_xdata()[0] == 0.05
+    assert [axes.get_title() for axes in figure.axes] == ["weak", "strong (1 never fooled)"]
     rendered(figure)
 
 
@@ -114,6 +174,38 @@ def test_a_reference_is_no_data():
     assert drawn[0].get_color() not in figures.PALETTE
     for one, other in zip(drawn[1:], plain, strict=True):
         assert (one.get_color(), one.get_marker()) == (other.get_color(), other.get_marker())
+
+
+def test_lines_without_markers_keep_their_colour_and_style():
+    panel = ("x", [0, 1], {"a": [0, 1], "b": [1, 0]})
+    plain = figures.curves([panel], "y", markers=False).axes[0].lines
+    for line, other in zip(plain, figures.curves([panel], "y").axes[0].lines, strict=True):
+        assert line.get_marker() in ("", "None")
+        assert other.get_marker() not in ("", "None")
+        assert line.get_color() == other.get_color()
+        assert line._dash_pattern == other._dash_pattern
+
+
+def test_an_upright_line_is_named_in_every_panel():
+    panels = [("x", [0, 1], {"a": [0, 1]}), ("x", [0, 1], {"a": [1, 0]})]
+    figure = figures.curves(panels, "y", upright={"here": 0.3})
+    for axes in figure.axes:
+        assert list(axes.lines[-1].get_xdata()) == [0.3, 0.3]
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "here"]
+    rendered(figure)
+
+
+def test_tie():
+    theta, axis = [-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0]
+    height = torch.tensor(axis)[:, None] + 3 * torch.tensor(axis).abs()
+    figure = figures.tie(theta, [1, 0, 1], {"low": -1.0, "high": 1.0}, plane=(axis, axis, height),
+                         steps={"up": (-1, -2), "down": (-1, 0)})  # fmt: skip
+    line, level = figure.axes
+    drawn = {each.get_label(): each.get_ydata() for each in line.lines}
+    assert list(drawn["low"]) == [1, 0, -1]
+    assert list(drawn["high"]) == [-1, 0, 1]
+    assert [each.xy for each in level.texts if hasattr(each, "xy")] == [(-1, -2), (-1, 0)]
+    rendered(figure)
 
 
 def test_show_keeps_the_text_alternative_and_closes(monkeypatch):
@@ -194,6 +286,41 @@ def test_regions_and_vote():
     rendered(figure)
 
 
+def test_certified_ball():
+    axis = [0.0, 1.0, 2.0, 3.0]
+    half = torch.tensor([[0] * 4, [0] * 4, [1] * 4, [1] * 4])
+    figure = figures.certified_ball(
+        axis, {"f": half, "g": half}, (1.0, 1.0), 0.5, {"g": (1.6, 1.8)}
+    )
+    left, right = figure.axes
+    for axes in figure.axes:
+        (ball,) = axes.patches
+        away = np.hypot(*(ball.get_xy() - 1.0).T)
+        assert np.allclose(away, 0.5)
+    assert [line.get_label() for line in right.lines if line.get_linestyle() == "--"] == [
+        "to the border: 1.000"
+    ]
+    assert len(left.lines) == 1  # x alone
+    assert right.lines[-1].get_xydata().tolist() == [[1.6, 1.8]]
+    rendered(figure)
+
+
+def test_a_sigma_has_one_look_in_every_figure():
+    one = {0.5: ([0.0, 0.1, 0.2], [0.9, 0.4, 0.0])}
+    both = {0.12: ([0.0, 0.1, 0.2], [0.8, 0.0, 0.0]), **one}
+    alone = figures.by_sigma({"t": one}).axes[0].lines[0]
+    left, right = figures.by_sigma({"a": both, "b": one}, points={"b": {0.5: ([0.1], [0.5])}}).axes
+    assert [line.get_label() for line in left.lines] == [r"$\sigma=0.12$", r"$\sigma=0.5$"]
+    for line in (left.lines[1], *right.lines):
+        assert line.get_color() == alone.get_color() != left.lines[0].get_color()
+    # A line ends where it reaches 0; points are not joined.
+    assert left.lines[0].get_xydata().tolist() == [[0.0, 0.8], [0.1, 0.0]]
+    assert left.lines[1].get_ydata().tolist() == [0.9, 0.4, 0.0]
+    assert right.lines[1].get_linestyle() == "None"
+    assert right.lines[1].get_xydata().tolist() == [[0.1, 0.5]]
+    rendered(left.figure)
+
+
 def test_certified_and_sandwich():
     figure = figures.certified([0, 1], {"a": [0.9, 0.1], "b": [0.8, 0.5]}, title="t")
     (axes,) = figure.axes
@@ -209,4 +336,17 @@ def test_certified_and_sandwich():
     corners = band.get_paths()[0].vertices
     assert [1.0, 0.5] in corners.tolist()
     assert [1.0, 0.8] in corners.tolist()
+    rendered(figure)
+
+
+def test_rungs():
+    """Three printed values; one suspect meets all, one the first alone, and has one rung more."""
+    ladders = {"meets all": [0.5, 0.4, 0.2004], "one": [0.5006, 0.5004, 0.45]}
+    figure = figures.rungs([0.5, 0.4, 0.2], ladders, unit=0.001, xlabel="radius")
+    (axes,) = figure.axes
+    counts = [len(line.get_xdata()) for line in axes.lines]
+    assert counts == [3, 0, 0, 1, 2, 2]  # per suspect: met, rungs that are empty, bands missed
+    assert sorted(axes.lines[5].get_xdata()) == [0.2, 0.4]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(ladders)
+    assert len(axes.get_legend().get_texts()) == 3
     rendered(figure)

@@ -118,7 +118,7 @@ BY_HAND = [
     ([-0.1, NAN, INF, "1"], [0.5, 1], "eps eta gamma lam sigma"),
     ([-0.1, NAN, INF], [0, 0.5], "beta distance radius step_size"),
     ([1, 0.5, NAN, INF], [1.25], "growth"),
-    ([NAN, INF, "here", None], [0, -1, 2.5], "a at b envelope mean t theta"),
+    ([NAN, INF, "here", None], [0, -1, 2.5], "a at b edges envelope mean t theta"),
     ([[1, 0], [0, 0], [NAN], []], [[0], [-1, 2.5]], "edges"),
     ([[0.5, 0.6], [1.5, -0.5], [NAN], []], [[0.5, 0.5]], "grid_mass_at_x grid_mass_at_x_delta"),
     ([NAN, "one"], [0, [0.5, INF]], "radii"),
@@ -161,7 +161,7 @@ BY_HAND = [
     ([{"x": X}, {"x": {1}}], [{}, {"eps": 0.1}], "about"),
     ([Execution(0), Execution(layout="rows"), Execution(dtype="int8"), None],
      [Execution(), Execution(9, "channels_last", "bfloat16")], "execution"),
-    ([[], {}, None], [[[0]], {"a": [1]}], "accuracies panels rows shares"),
+    ([[], {}, None], [[[0]], {"a": [1]}], "accuracies columns panels rows shares"),
     ([None, "plot", 3], [], "figure"),
     (["", "plot", None], ["A line that rises to one."], "alt"),
     ([None, [0.0, 1.0], torch.arange(3), DATA], [torch.arange(3.0)], "deltas thetas"),
@@ -169,7 +169,12 @@ BY_HAND = [
 # Where one name means two things, or none of its values fits all.
 APART = {
     "figures.lessons.norm_balls.steps": ([{}, []], [{"l2": (1, 0)}]),
-    "figures.lessons.loss_surface.loss": ([None, [[0.5]]], [DATA]),
+    "figures.lessons.tie.slopes": ([{}, []], [{"a": 1.0}]),
+    "figures.lessons.tie.steps": ([{}, []], [{"s": (1, 0)}]),
+    "figures.general.bars.values": ([{}, []], [{"a": [3, 1]}]),
+    "figures.lessons.rungs.printed": ([[NAN], [INF], ["a"], None], [[0.5, 0.25]]),
+    "figures.lessons.rungs.ladders": ([{}, None], [{"a": [0.5]}]),
+    "figures.lessons.rungs.unit": ([0, -1, NAN, INF], [0.001]),
     "figures.general.pictures.images": ([[], None], [[[X[0]]]]),
     "smoothing.classifier.SmoothedClassifier.certify_at_radius.radius": (
         [0, -1, NAN, INF, [], [1, 1], [2, 1], [[1]]], [0.5, [0.5, 1]]),
@@ -290,6 +295,7 @@ MISFITS = {
         ({"labels": Y - 1}, "labels=-1: expected classes from 0 on")],
     "data._parts_not_empty": [({"labels": TWO}, "differ in length: 3 and 2"),
                               ({"validation": 3}, "validation=3: expected 1 to 2")],
+    "figures.general._bars_fit": [({"values": {"a": [1]}}, "values: 'a' has 1 for 2 groups")],
     "figures.general._class_of_all": [({"label": 3}, "label=3: expected a class from 0 to 2")],
     "figures.general._lines_fit": [
         ({"panels": [("x", [0, 1, 2], {"a": [0, 1]})]}, "panels: 'a' has 2 for 3 values of x"),
@@ -303,6 +309,11 @@ MISFITS = {
     "figures.lessons._known_norms": [({"steps": {"l3": (1, 0)}}, "steps: 'l3' is no norm")],
     "figures.smoothing._all_told_apart": [
         ({"panels": {"t": [[-1, 0], [1, 0]]}}, "panels: 't' holds classes -1 to 1")],
+    "figures.smoothing._as_long_as_radii": [
+        ({"panels": {"t": {0.5: ([0, 1], [1])}}},
+         "panels: 't', sigma 0.5, has 1 for 2 radii"),
+        ({"points": {"t": {0.5: ([0], [1, 0])}}},
+         "points: 't', sigma 0.5, has 2 for 1 radii")],
     "figures.smoothing._bounds_have_bars": [
         ({"bounds": {7: ("b", 0.5)}}, "bounds: class 7 has no share, expected 0 to 1")],
     "figures.smoothing._one_per_radius": [
@@ -337,6 +348,8 @@ MISFITS = {
         ({"best": "error", "validation": None}, "best='error': expected one of 'loss'"),
         ({"train": (X, Y + 1)}, "train: y holds labels 1 to 3, but the model has 3 classes"),
         ({"validation": (X, Y - 1)}, "validation: y holds labels -1 to 1")],
+    "widgets._of_mnist_size": [
+        ({"images": X}, r"images: expected \(n, 1, 28, 28\), got \(3, 2, 4, 4\)")],
     "widgets._one_label_each": [({"labels": TWO}, "images, labels: .*got 3 and 2"),
                                 ({"images": X[:0], "labels": Y[:0]}, "at least one, got 0")],
 }  # fmt: skip
@@ -386,7 +399,8 @@ UNDECLARED = {
         "attacks.columns", "attacks.given_or_fresh", "attacks.is_fooled",
         "attacks.log_mean_softmax", "certification.fingerprint", "data.data_folder",
         "models.available", "models.checkpoint_folder", "robustness.progress_bar",
-        "smoothing.as_given", "training.catastrophic_overfitting"},
+        "smoothing.as_given", "training.catastrophic_overfitting",
+        "widgets.Explorer.figure"},
     "in the inner loop of attacks, behind their declarations": {
         "attacks.Goal.ascend", "attacks.Goal.evaluate", "attacks.Goal.fooled",
         "attacks.Goal.logits"},

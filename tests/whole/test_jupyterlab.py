@@ -43,6 +43,18 @@ PROGRESS = """count => {
           busy: sessionContext.session?.kernel?.status !== "idle"};
 }"""
 
+# A notebook that only shows the drawing pad.
+MAKE = """from trustml_helpers import data, models, widgets
+images, labels = data.load_mnist("test")
+model = models.load("mnist_smallcnn_standard")
+explorer = widgets.draw_explorer(model, images[:20], labels[:20])"""
+DRAWING = {
+    "cells": [{"cell_type": "code", "id": f"cell-{k}", "metadata": {}, "execution_count": None,
+               "outputs": [], "source": source} for k, source in enumerate([MAKE, "explorer", ""])],
+    "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+    "nbformat": 4, "nbformat_minor": 5,
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
@@ -50,6 +62,7 @@ def lab(tmp_path_factory):
     home = tmp_path_factory.mktemp("lab")
     for path in LESSONS.values():
         shutil.copy(path, home)
+    (home / "drawing.ipynb").write_text(json.dumps(DRAWING), encoding="utf-8")
     # All cells in the page, also those that are not on the screen.
     tracker = home / "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
     tracker.parent.mkdir(parents=True)
@@ -161,4 +174,40 @@ def test_a_notebook_in_jupyterlab(page, lab, lesson):
     # An attack that has converged looks the same after more steps; its words count them.
     assert len(set(pictures)) >= max(2, controls.count())
     assert page.evaluate(PROGRESS, count)["failed"] == []
+    assert not bad
+
+
+def test_a_digit_drawn_with_the_mouse_and_with_keys(page, lab):
+    bad = []
+    page.on("pageerror", lambda error: bad.append(str(error)))
+    page.on("console", lambda line: bad.append(line.text) if line.type == "error" else None)
+    run(page, lab, "drawing")
+    explorer = page.locator(".jp-OutputArea-output .widget-vbox").first
+    pad, words = explorer.locator("canvas"), explorer.locator("p")
+
+    def says(text):
+        sync_api.expect(words).to_contain_text(text, timeout=60_000)
+
+    says("0 strokes on blank paper")
+    pad.scroll_into_view_if_needed()
+    box = pad.bounding_box()
+    corners = [(box["x"] + share * box["width"], box["y"] + down * box["height"])
+               for share, down in ((0.3, 0.2), (0.7, 0.2), (0.45, 0.8))]  # fmt: skip
+    page.mouse.move(*corners[0])
+    page.mouse.down()
+    for corner in corners[1:]:
+        page.mouse.move(*corner, steps=5)
+    page.mouse.up()
+    says("1 stroke on blank paper: the model says 7")
+    pad.press("Backspace")
+    says("0 strokes on blank paper")
+    pad.press("Space")
+    for _ in range(4):
+        pad.press("Shift+ArrowUp")
+    pad.press("Space")
+    says("1 stroke on blank paper: the model says 1")
+    sync_api.expect(explorer.locator("[aria-live]")).to_contain_text("Pen up at")
+    explorer.get_by_role("button", name="Clear").press("Space")
+    says("0 strokes on blank paper")
+    assert page.evaluate("jupyterapp.shell.currentWidget.content.widgets.length") == 3
     assert not bad

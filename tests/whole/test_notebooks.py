@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow  # with the reading of five notebooks
 
 FOLDER = ROOT / "notebooks"
 PATHS = sorted(FOLDER.glob("0*.ipynb"))
+BEYOND = sorted(FOLDER.glob("beyond/*.ipynb"))
 HOMEWORK = FOLDER / "homework/source/hw1/hw1.ipynb"
 SECTIONS = (
     "You will be able to",
@@ -32,7 +33,7 @@ SECTIONS = (
 )
 
 
-@pytest.fixture(params=[*PATHS, HOMEWORK], ids=lambda path: path.stem)
+@pytest.fixture(params=[*PATHS, *BEYOND, HOMEWORK], ids=lambda path: path.stem)
 def path(request):
     return request.param
 
@@ -45,6 +46,12 @@ def notebook(path):
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem)
 def lesson(request):
     """A notebook of the lecture; the homework has another structure."""
+    return read_notebook(request.param)
+
+
+@pytest.fixture(params=[*PATHS, *BEYOND], ids=lambda path: path.stem)
+def chapter(request):
+    """A notebook of the lecture, or one beyond it."""
     return read_notebook(request.param)
 
 
@@ -62,6 +69,7 @@ def outputs(notebook):
 
 def test_there_are_notebooks():
     assert len(PATHS) >= 2
+    assert len(BEYOND) >= 2
 
 
 def test_code_cells_are_short(notebook):
@@ -73,8 +81,8 @@ def test_code_cells_are_short(notebook):
     assert len(lines_of(code_cells(notebook)[0])) <= 3
 
 
-def test_sections_are_there(lesson):
-    text = "\n".join(cell.source for cell in lesson.cells if cell.cell_type == "markdown")
+def test_sections_are_there(chapter):
+    text = "\n".join(cell.source for cell in chapter.cells if cell.cell_type == "markdown")
     for section in SECTIONS:
         assert section in text, section
     assert re.search(r"## \d+ What we (proved|measured)", text)
@@ -179,7 +187,7 @@ def defined(tag: str, names: dict | None = None) -> dict:
     """Run the one cell that defines an algorithm, with some names given, and return its names."""
     (cell,) = [
         cell
-        for path in PATHS
+        for path in [*PATHS, *BEYOND]
         for cell in read_notebook(path).cells
         if tag in cell.metadata.get("tags", [])
     ]
@@ -204,7 +212,7 @@ def test_fgsm_cell(batch):
 def test_pgd_cell(batch):
     model = models.build("SmallCNN", seed=9).double()
     x, y = batch[0].double(), batch[1]
-    mine = defined("defines-pgd")["pgd"](model, x, y, 0.07, 6, 0.02, torch.zeros_like(x))
+    mine = defined("defines-pgd")["pgd"](model, x, y, 0.07, 0.02, 6, torch.zeros_like(x))
     package = attacks.pgd(
         model, x, y, 0.07, steps=6, step_size=0.02, random_start=False, keep="last"
     )
@@ -213,10 +221,10 @@ def test_pgd_cell(batch):
 
 def test_steepest_cell():
     w = torch.tensor([0.5, -2.0, 1.0])
-    steps = defined("defines-steepest")["steepest"](w)
+    steepest = defined("defines-steepest")["steepest"]
     for norm, ball in attacks.NORMS.items():
-        assert torch.allclose(steps[norm], ball.ascend(0 * w[None], w[None], 1.0, None)[0])
-    assert steps["l1"].tolist() == [0.0, -1.0, 0.0]
+        assert torch.allclose(steepest(w, norm), ball.ascend(0 * w[None], w[None], 1.0, None)[0])
+    assert steepest(w, "l1").tolist() == [0.0, -1.0, 0.0]
 
 
 def test_training_cell(batch):
@@ -232,12 +240,14 @@ def test_training_cell(batch):
 def test_adversarial_step_and_mixed_cells(batch):
     attack = partial(attacks.fgsm, eps=0.1)
     ours, theirs = models.build("SmallCNN", seed=2), models.build("SmallCNN", seed=2)
-    loss = defined("defines-adversarial-step")["adversarial_step"](ours, *batch, attack, 0.1)
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    step = defined("defines-adversarial-step")["adversarial_step"]
+    loss = step(ours, sgd(ours.parameters()), *batch, attack)
     assert loss == pytest.approx(
         F.cross_entropy(theirs(attack(theirs, *batch)), batch[1]).item(), rel=1e-5
     )
     training.fit(theirs, batch, objectives.adversarial(attack), epochs=1, batch_size=6,
-                 optimizer=partial(torch.optim.SGD, lr=0.1), progress=False)  # fmt: skip
+                 optimizer=sgd, progress=False)  # fmt: skip
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
     mixed = defined("defines-mixed")["mixed_loss"](ours, *batch, attack, 0.5)
@@ -266,26 +276,33 @@ def test_neyman_pearson_cell():
 
 
 def test_vote_cell():
-    names = {"torch": torch}
-    count = defined("defines-vote", names)["vote"]
+    count = defined("defines-vote")["sample_under_noise"]
     model = models.build("SmallCNN", seed=4).eval()
     x = torch.rand(1, 28, 28, generator=torch.Generator().manual_seed(1))
-    mine = count(model, x, 60, 0.7, 10, torch.Generator().manual_seed(2))
+    mine = count(model, x, 0.7, 60, 20, 10, torch.Generator().manual_seed(2))
     g = smoothing.SmoothedClassifier(model, 0.7, 10)
     package = g.sample_under_noise(x[None], 60, torch.Generator().manual_seed(2))[0]
     assert torch.equal(mine, package)
 
 
 def test_decide_cell():
-    mine = defined("defines-decide", {"np": np, "smoothing": smoothing})["decide"]
+    mine = defined("defines-decide")["decide"]
     counts = torch.randint(0, 40, (200, 4), generator=torch.Generator().manual_seed(0))
     for alpha in (0.3, 0.01):
-        found = [mine(row.numpy(), alpha) for row in counts]
+        found = [mine(row, alpha) for row in counts]
         package = smoothing.decide(counts, alpha).tolist()
         ties = (counts.topk(2).values[:, 0] == counts.topk(2).values[:, 1]).tolist()
         assert [a for a, t in zip(found, ties, strict=True) if not t] == [
             b for b, t in zip(package, ties, strict=True) if not t
         ]
+
+
+def test_noisy_loss_cell(batch):
+    model = models.build("SmallCNN", seed=4)
+    mine = defined("defines-noisy-loss", {"torch": torch, "F": F})["noisy_loss"]
+    loss = mine(model, *batch, 0.7, torch.Generator().manual_seed(2))
+    package = objectives.gaussian(0.7, generator=torch.Generator().manual_seed(2))(model, *batch)
+    assert torch.isclose(loss, package, rtol=1e-5)
 
 
 def test_lower_conf_bound_cell():
@@ -296,8 +313,12 @@ def test_lower_conf_bound_cell():
         assert mine(k, n, alpha) == pytest.approx(expected, abs=1e-10)
 
 
+def votes_of(g, x, generator, n):
+    return g.sample_under_noise(x[None], n, generator)[0]
+
+
 def test_certify_cell():
-    names = {"norm": scipy.stats.norm, "smoothing": smoothing}
+    names: dict = {"norm": scipy.stats.norm}
     names["lower_conf_bound"] = lambda k, n, alpha: float(bounds.lower_conf_bound(k, n, alpha))
     mine = defined("defines-certify", names)["certify"]
     x = torch.linspace(-1, 1, 9)[:, None]
@@ -305,7 +326,9 @@ def test_certify_cell():
     found = set()
     for row in x:
         expected = g.certify(row[None], 10, 80, 0.01, generator=torch.Generator().manual_seed(5))
-        label, radius = mine(g, row, 10, 80, 0.01, torch.Generator().manual_seed(5))
+        noise = torch.Generator().manual_seed(5)
+        sample = partial(votes_of, g, row, noise)
+        label, radius = mine(sample, 10, 80, 0.01, 0.5)
         assert label == int(expected.prediction)
         assert radius == pytest.approx(float(expected.radius), abs=1e-10)
         found.add(label)

@@ -19,6 +19,7 @@ import pytest
 from helpers import ROOT
 
 import trustml_helpers
+from trustml_helpers import data
 from trustml_helpers._support.arguments import DECLARED
 
 CONDA_NAMES = {"torch": "pytorch"}
@@ -176,7 +177,7 @@ def test_every_data_folder_explains_itself():
 def test_stored_results_are_those_their_page_describes(folder):
     found = {p.relative_to(ROOT / "data" / folder).as_posix(): p
              for p in (ROOT / "data" / folder).rglob("*")
-             if p.suffix in (".csv", ".tsv", ".safetensors")}  # fmt: skip
+             if p.suffix in (".csv", ".gz", ".tsv", ".safetensors")}  # fmt: skip
     described, row = {}, re.compile(r"^\| ([\w./-]+) \| ([0-9a-f]{64}) \|$", flags=re.M)
     for page in (ROOT / "data" / folder).rglob("README.md"):  # names are relative to their page
         for name, key in row.findall(page.read_text()):
@@ -205,6 +206,40 @@ def test_readme_links_lead_somewhere():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *pages]:
         for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_is_short_and_its_commands_exist():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 120
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    named = set(re.findall(r"\bmake (?:PYTHON=\S+ )?([a-z][\w-]+)", readme)) - {"the"}
+    assert {"course", "test", "lab", "site", "slides"} <= named <= targets
+    for command in ("python3 -m venv .venv", "conda env create -f environment.yml"):
+        assert command in readme
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_pages_run(monkeypatch, tmp_path, capsys):
+    """As they stand, with fewer images."""
+    found = {
+        page: re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), flags=re.M | re.S)
+        for page in ("README.md", "docs/site/package.md")
+    }
+    train, certify = found["docs/site/package.md"]
+    assert found["README.md"] == [train]
+    load = data.load_mnist
+    monkeypatch.setattr(data, "load_mnist", lambda split: tuple(z[:400] for z in load(split)))
+    monkeypatch.chdir(tmp_path)
+    for example, changes in (
+        (train, {"5000": "100", "epochs=2": "epochs=1", "steps=40": "steps=5"}),
+        (certify, {"10_000, 100": "400, 100"}),
+    ):
+        for old, new in changes.items():
+            assert old in example
+            example = example.replace(old, new)
+        exec(compile(example, "example", "exec"), {})
+        assert capsys.readouterr().out.strip()
+    assert (tmp_path / "log.tsv").exists()
 
 
 def body_lines(function):

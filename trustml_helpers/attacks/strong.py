@@ -159,8 +159,9 @@ def square(
     """Square: random search with shrinking windows, without any gradient.
 
     A window of pixels is moved up or down (per channel) as far as ball and box allow; the change
-    is kept where the margin loss rises. In l-inf this is the published attack; in l2 and l1 the
-    same search, with the change projected on ball and box. Stops on an example once it is fooled.
+    is kept where the margin loss does not fall (the authors keep it only where it rises). In l-inf
+    this is the published attack but for that; in l2 and l1 the same search, with the change
+    projected on ball and box. Stops on an example once it is fooled.
 
     Args:
         model, x, y, eps, norm, bounds: as for :func:`attacks.fgsm`; the model need not be

@@ -21,6 +21,16 @@ from trustml_helpers.checks.attacks import (
     linear_attack,
     numerical_gradient,
     pgd,
+    pgd_linf,
+    steepest,
+    trades_loss,
+)
+from trustml_helpers.checks.beyond import (
+    consistency_loss,
+    ever_crosses,
+    ladder,
+    paired_gain,
+    when_to_stop,
 )
 from trustml_helpers.checks.curves import average_certified_radius, certified_accuracy, reading
 from trustml_helpers.checks.grading import HomeworkError, grade, release
@@ -29,15 +39,18 @@ from trustml_helpers.checks.masked import MASKED_EPS, accuracy_left, break_maske
 from trustml_helpers.checks.smoothing import (
     certify,
     lower_conf_bound,
+    noisy_loss,
     predict,
     sample_under_noise,
     two_class_radius,
+    worst_classifier,
 )
 
 __all__ = [
     "MASKED_EPS", "CheckFailed", "HomeworkError", "accuracy_left", "adversarial_step",
-    "average_certified_radius", "break_masked", "certified_accuracy", "certify",
-    "danskin_gradient", "fgsm", "grade", "linear_attack", "lower_conf_bound", "masked_defenses",
-    "numerical_gradient", "pgd", "predict", "reading", "release", "sample_under_noise", "score",
-    "two_class_radius",
+    "average_certified_radius", "break_masked", "certified_accuracy", "certify", "consistency_loss",
+    "danskin_gradient", "ever_crosses", "fgsm", "grade", "ladder", "linear_attack",
+    "lower_conf_bound", "masked_defenses", "noisy_loss", "numerical_gradient", "paired_gain", "pgd",
+    "pgd_linf", "predict", "reading", "release", "sample_under_noise", "score", "steepest",
+    "trades_loss", "two_class_radius", "when_to_stop", "worst_classifier",
 ]  # fmt: skip

@@ -114,6 +114,37 @@ def linear_attack(answer: Answer, case: Cases, generator: torch.Generator) -> No
                             f"dual norm of w = {possible:.4g}")  # fmt: skip
 
 
+@check
+def steepest(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """In notebook 01: the step of length 1 that climbs fastest, ``(w, norm) -> step``."""
+    for name in ("linf", "l2", "l1"):
+        w = torch.randn(7, generator=generator, dtype=torch.float64)
+        w[3] = -w.abs().max() - 0.5  # the largest is negative
+        tip = torch.zeros_like(w)
+        tip[3] = -1
+        best = {"linf": w.sign(), "l2": w / w.norm(), "l1": tip}
+        lengths = {"linf": w.abs().max(), "l2": w.norm(), "l1": w.abs().sum()}
+        with case(name):
+            found = tensor(answer(w.clone(), name), w, "one entry per entry of w")
+            faults = {
+                "goes the wrong way: w . step is negative. To climb, move with w": -best[name],
+                "w itself is not a step of length 1": w,
+                "has length 1, but is only w made shorter: another step of length 1 climbs faster":
+                    w / lengths[name],
+                "the sign is missing: w is negative at its largest entry": best[name].abs(),
+            } | {f"this is the step of {other}: it has to depend on norm": step
+                 for other, step in best.items()}  # fmt: skip
+            if torch.allclose(found, best[name], atol=1e-6):
+                continue
+            for what, value in faults.items():
+                if torch.allclose(found, value, atol=1e-6):
+                    raise Wrong(what)
+            size = {"linf": found.abs().max(), "l2": found.norm(), "l1": found.abs().sum()}[name]
+            if size > 1 + 1e-6:
+                raise Wrong(f"the step is {size:.4g} long in {name}, allowed is 1")
+            raise Wrong(f"w . step is {found @ w:.4g}, possible is {best[name] @ w:.4g}")
+
+
 def _attacked(answer: Answer, network: nn.Module, x: Tensor, *rest: Any) -> Tensor:
     """What an attack returns; Wrong if it changes the images or the network's mode."""
     seen, before = modes(network), x.clone()
@@ -218,10 +249,30 @@ _PATH_FAULTS = {
     "clip": "does not clip to [0, 1] after a step",
 }
 
+_ONE_NORM = {
+    "norm": "the step is that of l2: take the sign of the gradient",
+    "raw": "steps along the gradient itself: take its sign",
+    "raw mean": "steps along the gradient itself: take its sign",
+}
+
 
 @check
 def pgd(answer: Answer, case: Cases, generator: torch.Generator) -> None:
     """Task 3: ``(model, x, y, eps, step_size, steps, start, norm) -> x_adv``."""
+    _paths(answer, case, generator, ("linf", "l2"))
+
+
+@check
+def pgd_linf(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """In notebook 01, task 3 in l-inf: ``(model, x, y, eps, step_size, steps, start) -> x_adv``."""
+
+    def without_norm(*given: Any) -> Any:
+        return answer(*given[:-1])
+
+    _paths(without_norm, case, generator, ("linf",))
+
+
+def _paths(answer: Answer, case: Cases, generator: torch.Generator, norms: tuple[str, ...]) -> None:
     for name, norm, eps, steps, dtype, far in (
         ("l-inf, inside [0, 1]", "linf", 0.1, 4, torch.float64, 1.0),
         ("l-inf, pixels near 0 and 1", "linf", 0.5, 4, torch.float64, 1.0),
@@ -230,6 +281,8 @@ def pgd(answer: Answer, case: Cases, generator: torch.Generator) -> None:
         ("l2, one step from a start outside the ball", "l2", 0.25, 1, torch.float64, 3.0),
         ("l2, pixels near 0 and 1", "l2", 1.5, 9, torch.float64, 0.5),
     ):
+        if norm not in norms:
+            continue
         network = _small(dtype, generator)
         x, y = _images(generator, dtype)
         start = torch.rand(x.shape, generator=generator).to(dtype) * 2 - 1
@@ -240,11 +293,11 @@ def pgd(answer: Answer, case: Cases, generator: torch.Generator) -> None:
             expected = _path(*given).double()
             if torch.allclose(found, expected, atol=1e-4):
                 continue
-            for fault, what in _PATH_FAULTS.items():
+            for fault, what in (_PATH_FAULTS | ({} if len(norms) > 1 else _ONE_NORM)).items():
                 if torch.allclose(found, _path(*given, fault).double(), atol=1e-4):
                     raise Wrong(what)
             other = _path(*given[:-1], "l2" if norm == "linf" else "linf")
-            if torch.allclose(found, other.double(), atol=1e-4):
+            if len(norms) > 1 and torch.allclose(found, other.double(), atol=1e-4):
                 raise Wrong("does the same for both norms: step and ball have to depend on norm")
             stays(found, x.double(), eps, norm)
             if "l2, pixels" in name:  # box first or ball first: two valid orders, two paths
@@ -336,6 +389,67 @@ def _adversarial_steps(
     found = (parameters_to_vector(network.parameters()), loss)[index]
     faults = {text: reference(fault)[index] for fault, text in texts.items()}
     agree(found, reference()[index], faults, tolerance=1e-6)
+
+
+def _trades(
+    network: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, beta: float, fault: str = ""
+) -> Tensor:
+    """The TRADES loss, or that with one mistake."""
+    clean, moved = network(x).log_softmax(1), network(x_adv).log_softmax(1)
+    p, q = (moved, clean) if fault == "swapped" else (clean, moved)
+    p = p.detach() if fault == "fixed" else p
+    each = (p.exp() * (p - q)).sum(1)
+    divergence = {"sum": each.sum(), "classes": each.mean() / p.shape[1]}.get(fault, each.mean())
+    loss = F.nll_loss(moved if fault == "attacked" else clean, y)
+    weight = {"minus": -beta, "none": 0.0, "one": 1.0}.get(fault, beta)
+    return (0 if fault == "only" else loss) + weight * divergence
+
+
+_TRADES_FAULTS = {
+    "swapped": "the divergence is the wrong way round: KL(p(x) || p(x_adv)) is a mean under p(x)",
+    "minus": "the sign of the divergence is wrong: it is added, the network must not change its "
+    "mind",
+    "none": "the divergence is missing, or beta is not used: this is the loss at the clean images",
+    "one": "beta is not used: the divergence has weight 1",
+    "sum": "sums the divergence over the batch: take the mean over the images",
+    "classes": "takes the mean of the divergence over the classes as well: sum over the classes, "
+    "then take the mean over the images",
+    "attacked": "takes the cross-entropy at x_adv: the first term is the loss at x",
+    "only": "the cross-entropy at x is missing",
+}
+
+
+@check
+def trades_loss(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """The loss of TRADES at given attacked images, ``(model, x, y, x_adv, beta) -> loss``."""
+    for name, beta, gradient in (
+        ("beta 6", 6.0, False), ("beta 0.5", 0.5, False),
+        ("the gradient in the weights", 2.0, True),
+    ):  # fmt: skip
+        network = _small(torch.float64, generator)
+        x, y = _images(generator)
+        x_adv = (x + 0.4 * torch.rand(x.shape, generator=generator).double()).clamp(0, 1)
+        with case(name):
+            seen = modes(network)
+            loss = answer(network, x.clone(), y, x_adv.clone(), beta)
+            if any(seen):
+                raise Wrong(_TRAIN_MODE)
+            given, faults = (network, x, y, x_adv, beta), dict(_TRADES_FAULTS)
+            if gradient:
+                faults["fixed"] = "p(x) is detached: both terms move the network at x"
+            value = partial(_slope, network) if gradient else partial(number, what="the loss")
+            agree(
+                value(loss), value(_trades(*given)),
+                {text: value(_trades(*given, fault)) for fault, text in faults.items()},
+                tolerance=1e-6,
+            )  # fmt: skip
+
+
+def _slope(network: nn.Module, loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        raise Wrong("the loss has no gradient: return the tensor, without .item() or detach()")
+    parts = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
+    return torch.cat([part.flatten() for part in parts])
 
 
 @check

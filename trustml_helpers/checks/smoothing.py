@@ -1,4 +1,4 @@
-"""Checks of the homework on smoothing: bounds, votes, PREDICT, CERTIFY, radii."""
+"""Checks on smoothing: bounds, votes, PREDICT, noise in training, CERTIFY, radii, the worst f."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor, nn
 
 from trustml_helpers.bounds import lower_conf_bound as exact_bound
-from trustml_helpers.checks.harness import Answer, Cases, Wrong, agree, check, integer, number
+from trustml_helpers.checks.harness import (
+    Answer,
+    Cases,
+    Wrong,
+    agree,
+    check,
+    integer,
+    number,
+    tensor,
+)
 from trustml_helpers.smoothing import ABSTAIN
 
 
@@ -128,7 +138,12 @@ def _noise(model: _Recorder, x: Tensor, sigma: float, n: int, batch: int) -> Non
         raise Wrong("adds the same noise to every copy: draw fresh noise for each")
     if len(rows.unique(dim=0)) < n:
         raise Wrong("draws the same noise in every batch: do not seed the generator again")
-    # With n * 256 >= 23,040 normal values the spread is off by 4 % with probability below 1e-16.
+    _spread(rows, sigma)
+
+
+def _spread(rows: Tensor, sigma: float) -> None:
+    """Wrong unless the noise is normal, with standard deviation sigma."""
+    # With 90 * 256 = 23,040 normal values the spread is off by 4 % with probability below 1e-16.
     spread = rows.std().item()
     if abs(spread / sigma - 1) >= 0.04:
         for value, what in (
@@ -142,6 +157,73 @@ def _noise(model: _Recorder, x: Tensor, sigma: float, n: int, batch: int) -> Non
         raise Wrong(f"the noise has standard deviation {spread:.3g}, expected sigma = {sigma}")
     if stats.kurtosis(rows.flatten().numpy()) < -0.5:
         raise Wrong("the noise is uniform, not normal: torch.randn, not torch.rand")
+
+
+class _Scored(nn.Module):
+    """Remembers what it is asked; logits of three classes, with weights that can learn."""
+
+    def __init__(self, pixels: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(pixels, 3, generator=generator) / pixels**0.5)
+        self.asked: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked.append(x.detach().clone())
+        return x.flatten(1) @ self.weight
+
+
+@check
+def noisy_loss(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """Notebook 03: ``(model, x, y, sigma, generator) -> loss``, cross-entropy under fresh noise."""
+    for name, sigma, calls in (("sigma 0.5", 0.5, 1), ("sigma 0.25, two calls", 0.25, 2)):
+        x = torch.rand(100, 1, 16, 16, generator=generator)
+        y = torch.randint(3, (100,), generator=generator)
+        own = torch.Generator().manual_seed(_whole(generator, 0, 10_000))
+        model = _Scored(256, generator)
+        with case(name):
+            state = torch.random.get_rng_state()
+            losses = [answer(model, x.clone(), y, sigma, own) for _ in range(calls)]
+            if not torch.equal(state, torch.random.get_rng_state()):
+                raise Wrong("draws from the global generator: pass generator=generator")
+            _trained_under(model, x, sigma, calls)
+            _noisy_loss(losses[-1], model, y)
+
+
+def _trained_under(model: _Scored, x: Tensor, sigma: float, calls: int) -> None:
+    """Wrong unless the network saw each image once a call, under noise of its own."""
+    if any(each.shape != x.shape for each in model.asked) or len(model.asked) != calls:
+        raise Wrong(f"asks the network {len(model.asked)} times in {calls} calls, about images of "
+                    f"shape {[tuple(each.shape) for each in model.asked][:2]}: expected the batch, "
+                    f"{tuple(x.shape)}, once a call")  # fmt: skip
+    noise = torch.cat(model.asked).double() - x.double().repeat(calls, 1, 1, 1)
+    if not noise.any():
+        raise Wrong("the network sees the clean images: add the noise before asking it")
+    seen = torch.cat(model.asked)
+    if seen.min() >= 0 and seen.max() <= 1:
+        raise Wrong("clips the noisy images to [0, 1]: g is defined by the noise as it is")
+    rows = noise.flatten(1)
+    if (rows[0] - rows[1]).abs().max() < 1e-6:
+        raise Wrong("adds the same noise to every image: draw noise of the shape of x")
+    if calls > 1 and torch.allclose(rows[:100], rows[100:], atol=1e-6):
+        raise Wrong("draws the same noise in every call: do not seed the generator again")
+    _spread(rows, sigma)
+
+
+def _noisy_loss(found: Any, model: _Scored, y: Tensor) -> None:
+    if not isinstance(found, Tensor) or found.numel() != 1:
+        size = f" of shape {tuple(found.shape)}" if isinstance(found, Tensor) else ""
+        raise Wrong(f"returns {type(found).__name__}{size}, expected one number, a tensor: the "
+                    "mean over the batch, from which training takes the gradient")  # fmt: skip
+    logits = model.asked[-1].flatten(1) @ model.weight
+    loss = F.cross_entropy(logits, y)
+    agree(found, loss, {
+        "sums the loss over the batch: take its mean, as cross_entropy does": loss * len(y),
+        "applies softmax before cross_entropy: it takes logits":
+            F.cross_entropy(logits.softmax(1), y),
+        "the sign is wrong: training minimises": -loss,
+    })  # fmt: skip
+    if not found.requires_grad:
+        raise Wrong("the loss has no gradient: training needs it, so no torch.no_grad(), no item()")
 
 
 def _counts(found: Any, expected: Tensor, n: int) -> None:
@@ -365,3 +447,71 @@ def _radius(answer: Answer, a: float, b: float, sigma: float) -> None:
     if a <= b and found != 0:
         raise Wrong(f"{found:.4g} where p_a < p_b: nothing is certified there, the radius is 0")
     agree(found, expected, faults, unit=" pixel units", tolerance=1e-6)
+
+
+@check
+def worst_classifier(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """Notebook 04: ``(mass_at_x, mass_at_x_delta, p_a_lower) -> (f, probability at x + delta)``.
+
+    The f on cells, in [0, 1], with at least ``p_a_lower`` at x and least at x + delta.
+    """
+    edges = np.concatenate([[-np.inf], np.linspace(-2.5, 2.5, 12), [np.inf]])
+    at_x = np.diff(stats.norm.cdf(edges))
+    ahead = np.diff(stats.norm.cdf(edges, _uniform(generator, 0.4, 0.9)))
+    behind = np.diff(stats.norm.cdf(edges, -_uniform(generator, 0.4, 0.9)))
+    mixed = torch.rand(2, 9, generator=generator, dtype=torch.float64).numpy() + 0.05
+    mixed = mixed / mixed.sum(1, keepdims=True)
+    for name, p, q, least in (
+        ("a line, moved to the right", at_x, ahead, 0.8),
+        ("a line, moved to the left", at_x, behind, _uniform(generator, 0.55, 0.9)),
+        ("cells in no order", *mixed, _uniform(generator, 0.6, 0.8)),
+        ("p_a below one half", *mixed, _uniform(generator, 0.2, 0.4)),
+    ):
+        with case(name):
+            _worst(answer(p.copy(), q.copy(), least), p, q, least)
+
+
+def _bought(p: Any, q: Any, least: float, *, dearest: bool = False) -> Any:
+    """The f that takes cells in the order of their price q / p until it has ``least``."""
+    order = np.argsort(-q / p if dearest else q / p)
+    before = np.concatenate([[0.0], np.cumsum(p[order])[:-1]])
+    f = np.zeros_like(p)
+    f[order] = np.clip((least - before) / p[order], 0, 1)
+    return f
+
+
+def _worst(found: Any, p: Any, q: Any, least: float) -> None:
+    """Wrong unless f is allowed, has the smallest probability at x + delta, and says so."""
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise Wrong(f"returns {type(found).__name__}, expected two values: f and its probability "
+                    "at x + delta")  # fmt: skip
+    if found[0] is None:
+        raise Wrong("f is None: linprog found no solution; are the signs of A_ub and b_ub right?")
+    f = tensor(found[0], torch.as_tensor(p), "f, one share per cell").numpy()
+    said = number(found[1], "the probability of A at x + delta")
+    if f.max() > 1 + 1e-6 or f.min() < -1e-6:
+        raise Wrong(f"f reaches from {f.min():.3g} to {f.max():.3g}: a share lies in [0, 1]. The "
+                    "default of linprog is 0 to infinity: bounds=(0, 1)")  # fmt: skip
+    at_x, moved, best = float(f @ p), float(f @ q), float(_bought(p, q, least) @ q)
+    if at_x < 1e-6:
+        raise Wrong("f is 0 everywhere: p . f >= p_a is missing or turned. linprog knows <= only, "
+                    "so change the signs on both sides")  # fmt: skip
+    if np.abs(f - _bought(p, q, 1 - least)).max() < 1e-4:
+        raise Wrong(f"has probability {at_x:.3g} of A at x, which is 1 - p_a: p_a belongs to A, "
+                    "not to the rest")  # fmt: skip
+    if np.abs(f - _bought(q, p, least)).max() < 1e-4:
+        raise Wrong("the two masses are swapped: the constraint is at x, the minimum at x + delta")
+    if f.min() > 1 - 1e-6 or np.abs(f - _bought(p, q, least, dearest=True)).max() < 1e-4:
+        raise Wrong("the maximum instead of the minimum: linprog minimises c . f as it stands, and "
+                    "the cheapest cells are those with the smallest q / p")  # fmt: skip
+    if at_x < least - 1e-6:
+        raise Wrong(f"f has probability {at_x:.4g} of A at x, expected at least {least:.4g}")
+    if moved > best + 1e-6:
+        part = " Take only a part of the last cell." if ((f < 1e-6) | (f > 1 - 1e-6)).all() else ""
+        raise Wrong(f"f has probability {moved:.5g} of A at x + delta and {at_x:.5g} at x; there "
+                    f"is one with {best:.5g} and {least:.5g}.{part}")  # fmt: skip
+    agree(said, moved, {
+        "returns the probability at x: that at x + delta is asked for": at_x,
+        "returns minus the probability": -moved,
+        "returns the probability of the other classes: 1 minus that of A": 1 - moved,
+    }, tolerance=1e-6)  # fmt: skip

@@ -6,6 +6,8 @@ from trustml_helpers.figures.general import (
     PALETTE,
     STYLE,
     UPPER_BOUND,
+    answers,
+    bars,
     curves,
     matrix,
     perturbations,
@@ -17,12 +19,23 @@ from trustml_helpers.figures.lessons import (
     loss_surface,
     norm_balls,
     plane,
+    rungs,
     shifted_densities,
+    smallest_eps,
+    tie,
 )
-from trustml_helpers.figures.smoothing import certified, regions, sandwich, vote
+from trustml_helpers.figures.smoothing import (
+    by_sigma,
+    certified,
+    certified_ball,
+    regions,
+    sandwich,
+    vote,
+)
 
 __all__ = [
-    "LINES", "MARKERS", "PALETTE", "STYLE", "UPPER_BOUND", "certified", "curves", "danskin",
-    "loss_surface", "matrix", "norm_balls", "perturbations", "pictures", "plane", "regions",
-    "sandwich", "shifted_densities", "show", "vote",
+    "LINES", "MARKERS", "PALETTE", "STYLE", "UPPER_BOUND", "answers", "bars", "by_sigma",
+    "certified", "certified_ball", "curves", "danskin", "loss_surface", "matrix", "norm_balls",
+    "perturbations", "pictures", "plane", "regions", "rungs", "sandwich", "shifted_densities",
+    "show", "smallest_eps", "tie", "vote",
 ]  # fmt: skip

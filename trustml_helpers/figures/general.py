@@ -72,13 +72,16 @@ def _class_of_all(rows: Sequence[tuple[str, Tensor, Tensor, Tensor]], label: int
         raise ValueError(f"label={label}: expected a class from 0 to {classes - 1}, or None")
 
 
-def _texts_fit(images: Any, titles: Any, row_names: Any) -> None:
+def _texts_fit(images: Any, titles: Any, row_names: Any, wrong: Any) -> None:
     for r, row in enumerate(images):
         some("image")(f"images[{r}]", row)
     one_each("titles", titles or None, len(images), "rows")
     for r, texts in enumerate(titles or ()):
         one_each(f"titles[{r}]", texts or None, len(images[r]), "images")
     one_each("row_names", row_names or None, len(images), "rows")
+    one_each("wrong", wrong or None, len(images), "rows")
+    for r, flags in enumerate(wrong or ()):
+        one_each(f"wrong[{r}]", flags, len(images[r]), "images")
 
 
 def _lines_fit(panels: Any, titles: Any) -> None:
@@ -86,6 +89,11 @@ def _lines_fit(panels: Any, titles: Any) -> None:
         for name, y in lines.items():
             one_each(f"panels: {name!r}", y, len(x), f"values of {where}")
     one_each("titles", titles or None, len(panels), "panels")
+
+
+def _bars_fit(groups: Sequence[str], values: Mapping[str, Sequence[float]]) -> None:
+    for name, heights in values.items():
+        one_each(f"values: {name!r}", heights, len(groups), "groups")
 
 
 def _not_empty(table: pd.DataFrame) -> None:
@@ -153,30 +161,58 @@ def perturbations(
     Args:
         rows: ``(name, x, x_adv, probabilities of x_adv)``, images ``(C, H, W)``, probabilities
             ``(K,)``.
-        label: the true class, hatched in the bar chart.
+        label: the true class, hatched in the bar chart; an answer that is wrong is drawn in
+            another colour, and said to be wrong.
     """
     fig, grid = plt.subplots(len(rows), 4, figsize=(11, 2.9 * len(rows)), squeeze=False,
-                             width_ratios=[1, 1.15, 1, 1.5])  # fmt: skip
+                             width_ratios=[1, 1, 1, 1.5])  # fmt: skip
     for axes, (name, x, x_adv, probabilities) in zip(grid, rows, strict=True):
         delta = x_adv - x
         size = max(float(delta.abs().max()), 1e-3)
         _picture(axes[0], x, "image $x$")
         shown = _picture(axes[1], delta, r"perturbation $\delta$", signed=size)
-        fig.colorbar(shown, ax=axes[1], shrink=0.8, ticks=[-size, 0, size], format="%.2f")
-        _picture(axes[2], x_adv, rf"$x+\delta$: says {int(probabilities.argmax())}")
+        beside = axes[1].inset_axes((1.04, 0.1, 0.05, 0.8))  # the picture keeps its size
+        fig.colorbar(shown, cax=beside, ticks=[-size, 0, size], format="%.2f")
+        says = int(probabilities.argmax())
+        verdict = ", wrong" if label not in (None, says) else ""
+        _picture(axes[2], x_adv, rf"$x+\delta$: says {says}{verdict}")
         axes[0].set_ylabel(name)
-        _probability_bars(axes[3], probabilities, label)
+        title = "class probabilities (hatched: true class)"
+        _probability_bars(axes[3], probabilities, label, title)
     return fig
 
 
-def _probability_bars(axes: Axes, probabilities: Tensor, label: int | None) -> None:
+@declared(columns=some("column"))
+@styled
+def answers(columns: Sequence[tuple[str, Tensor, Tensor]]) -> Figure:
+    """Pictures in a row, and under each what a model answers to it.
+
+    Args:
+        columns: ``(name, image (C, H, W), probabilities (K,))``; the answer to the first picture
+            is hatched everywhere.
+    """
+    fig, grid = plt.subplots(2, len(columns), figsize=(3.6 * len(columns), 4.6), squeeze=False,
+                             height_ratios=[1, 0.8])  # fmt: skip
+    first = int(columns[0][2].argmax())
+    for (above, below), (name, image, probabilities) in zip(grid.T, columns, strict=True):
+        _picture(above, image, name)
+        most = f"{float(probabilities.max()):.2f}"
+        _probability_bars(
+            below, probabilities, first, f"says {int(probabilities.argmax())} ({most})"
+        )
+    grid[1, 0].set_ylabel("probability")
+    return fig
+
+
+def _probability_bars(axes: Axes, probabilities: Tensor, label: int | None, title: str) -> None:
     classes = np.arange(len(probabilities))
     predicted = int(probabilities.argmax())
-    colours = [PALETTE[1] if k == predicted else "0.75" for k in classes]
+    said = PALETTE[0] if label in (None, predicted) else PALETTE[1]
+    colours = [said if k == predicted else "0.8" for k in classes]
     bars = axes.bar(classes, probabilities.tolist(), color=colours, edgecolor="0.3")
     if label is not None:
         bars[label].set_hatch("///")
-    axes.set(xticks=classes, ylim=(0, 1.05), title="class probabilities (hatched: true class)")
+    axes.set(xticks=classes, ylim=(0, 1.05), title=title)
     axes.title.set_fontsize(11)
     axes.grid(visible=False, axis="x")
 
@@ -186,6 +222,7 @@ def _probability_bars(axes: Axes, probabilities: Tensor, label: int | None) -> N
 def pictures(
     images: Sequence[Sequence[Tensor]], titles: Sequence[Sequence[str]] | None = None,
     row_names: Sequence[str] | None = None, *, signed: Sequence[int] = (), width: float = 1.35,
+    wrong: Sequence[Sequence[bool]] | None = None,
 ) -> Figure:  # fmt: skip
     """A grid of images with a title over each.
 
@@ -195,6 +232,7 @@ def pictures(
         signed: which rows hold signed values, such as gradients; each of their images is drawn on
             its own symmetric scale.
         width: inches per image.
+        wrong: which images get a thick frame and a bold title: those that are answered wrongly.
     """
     tall, wide = len(images), max(len(row) for row in images)
     left = 1.0 if row_names else 0.0
@@ -205,6 +243,9 @@ def pictures(
             scale = (float(image.abs().max()) or 1.0) if r in signed else None
             _picture(grid[r, c], image, titles[r][c] if titles else "", signed=scale)
             grid[r, c].title.set_fontsize(11)
+            if wrong and wrong[r][c]:
+                grid[r, c].spines[:].set(color=PALETTE[1], linewidth=3.5)
+                grid[r, c].title.set(color=PALETTE[1], weight="bold")
         if row_names:
             grid[r, 0].set_ylabel(row_names[r], rotation=0, ha="right", va="center")
     return fig
@@ -216,6 +257,7 @@ def curves(
     panels: Sequence[tuple[str, Sequence[float], Mapping[str, Sequence[float]]]], ylabel: str, *,
     ylim: tuple[float, float] | None = (0, 1), note: str = "", titles: Sequence[str] | None = None,
     logx: bool = False, logy: bool = False, legend: str = "best", reference: Collection[str] = (),
+    markers: bool = True, upright: Mapping[str, float] | None = None,
 ) -> Figure:  # fmt: skip
     """Lines in one or more panels side by side.
 
@@ -228,6 +270,8 @@ def curves(
         logx, logy: logarithmic axes.
         legend: matplotlib's position of the legend in each panel, or ``"outside"``.
         reference: names of lines that are no data, such as a level: thin, dark, without markers.
+        markers: on the lines; False where a line jumps up and down.
+        upright: places on the horizontal axis, by name: a thin line across each panel.
     """
     names = list(dict.fromkeys(name for _, _, lines in panels for name in lines))
     names = [name for name in names if name not in reference]
@@ -240,7 +284,10 @@ def curves(
                 continue
             look = names.index(name) % len(PALETTE)
             axes.plot(x, y, label=name, color=PALETTE[look], linestyle=LINES[look],
-                      marker=MARKERS[look], markevery=max(1, len(x) // 12))  # fmt: skip
+                      marker=MARKERS[look] if markers else "",
+                      markevery=max(1, len(x) // 12))  # fmt: skip
+        for name, place in (upright or {}).items():
+            axes.axvline(place, label=name, color="0.25", linestyle=":", linewidth=1.6)
         axes.set(xlabel=xlabel, ylabel=ylabel if k == 0 or ylim is None else "")
         if ylim is not None:
             margin = 0.02 * (ylim[1] - ylim[0])
@@ -273,6 +320,32 @@ def curves(
 def _any_positive(rows: Iterable[Sequence[float]]) -> bool:
     """Without one, a logarithmic axis has no ticks, and matplotlib gives up."""
     return any(0 < value < np.inf for row in rows for value in row)
+
+
+@declared(_bars_fit, values=some("row of bars"))
+@styled
+def bars(
+    groups: Sequence[str], values: Mapping[str, Sequence[float]], ylabel: str, *, xlabel: str = ""
+) -> Figure:
+    """Bars side by side in groups, with their values above them.
+
+    Args:
+        groups: what is below each group.
+        values: heights by name, one for each group.
+        ylabel, xlabel: what the axes are.
+    """
+    fig, axes = plt.subplots(figsize=(2.2 + 1.1 * len(groups), 3.8))
+    width = 0.8 / len(values)
+    for k, (name, heights) in enumerate(values.items()):
+        left = np.arange(len(groups)) - 0.4 + width * (k + 0.5)
+        drawn = axes.bar(left, heights, width, label=name, color=PALETTE[k % len(PALETTE)],
+                         hatch=("", "//", "..", "xx")[k % 4], edgecolor="white")  # fmt: skip
+        axes.bar_label(drawn, fmt="{:g}", fontsize=10, padding=2)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(visible=False, axis="x")
+    axes.legend(fontsize=11)
+    return fig
 
 
 @declared(_not_empty)

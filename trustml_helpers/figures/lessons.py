@@ -7,12 +7,11 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import patheffects
+from matplotlib import patheffects, ticker
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from trustml_helpers._support.arguments import SIGMA, declared, number, numbers
-from trustml_helpers._support.tensors import TENSOR
 from trustml_helpers.figures.general import LINES, MARKERS, PALETTE, PLATE, some, styled
 
 _PLACES = numbers("(-inf, inf)")
@@ -54,42 +53,69 @@ def norm_balls(gradient: tuple[float, float], steps: Mapping[str, tuple[float, f
     return fig
 
 
-@declared(a=_PLACES, b=_PLACES, loss=TENSOR, correct=TENSOR)
+@declared(a=_PLACES, b=_PLACES, panels=some("panel"))
 @styled
 def loss_surface(
-    a: Sequence[float], b: Sequence[float], loss: Tensor, correct: Tensor, *,
+    a: Sequence[float], b: Sequence[float], panels: Mapping[str, tuple[Tensor, Tensor]], *,
     labels: tuple[str, str], marks: Mapping[str, tuple[float, float]] | None = None,
 ) -> Figure:  # fmt: skip
-    """A loss over a plane through an image: level lines, a relief, and where the label is right.
+    """A loss over planes through an image, on one scale, and where the label is right.
 
     Args:
         a, b: coordinates along the two directions, lengths m and n.
-        loss: ``(m, n)``, loss[i, j] at ``a[i], b[j]``.
-        correct: bool ``(m, n)``, whether the label is right there.
+        panels: by title, the loss ``(m, n)``, loss[i, j] at ``a[i], b[j]``, and bool ``(m, n)``,
+            whether the label is right there.
         labels: what the two directions are.
         marks: points to mark, by name.
     """
-    fig = plt.figure(figsize=(10.5, 4))
-    flat, relief = fig.add_subplot(1, 2, 1), fig.add_subplot(1, 2, 2, projection="3d")
+    fig, grid = plt.subplots(1, len(panels), figsize=(5 * len(panels) + 0.8, 4), squeeze=False)
+    highest = max(float(loss.max()) for loss, _ in panels.values())
+    levels = np.linspace(0, max(highest, 1e-3), 15)
     horizontal, vertical = np.meshgrid(a, b, indexing="ij")
-    height = loss.numpy()
-    shades = flat.contourf(horizontal, vertical, height, levels=14, cmap="cividis")
-    if bool(correct.any()) and not bool(correct.all()):
-        flat.contour(horizontal, vertical, correct.numpy().astype(float), levels=[0.5],
-                     colors="white", linewidths=2.5, linestyles="--")  # fmt: skip
-        flat.plot([], [], color="white", linestyle="--", label="label changes")
-    for k, (name, point) in enumerate((marks or {}).items()):
-        look: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 11}
-        flat.plot(*point, MARKERS[k], linestyle="none", label=name, **look)
-    flat.set(xlabel=labels[0], ylabel=labels[1])
-    flat.grid(visible=False)
+    look: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 11}
+    for axes, (title, (loss, correct)) in zip(grid[0], panels.items(), strict=True):
+        shades = axes.contourf(horizontal, vertical, loss.numpy(), levels=levels, cmap="cividis")
+        if bool(correct.any()) and not bool(correct.all()):
+            axes.contour(horizontal, vertical, correct.numpy().astype(float), levels=[0.5],
+                         colors="white", linewidths=2.5, linestyles="--")  # fmt: skip
+        axes.plot([], [], color="white", linestyle="--", label="label changes")
+        for k, (name, point) in enumerate((marks or {}).items()):
+            axes.plot(*point, MARKERS[k], linestyle="none", label=name, **look)
+        axes.set(title=title, xlabel=labels[0], ylabel=labels[1] if axes is grid[0, 0] else "")
+        axes.grid(visible=False)
     # Dark as the smallest loss: the marks are white.
     dark = plt.get_cmap("cividis")(0)
-    flat.legend(loc="upper left", fontsize=10, facecolor=dark, labelcolor="white", frameon=True)
-    fig.colorbar(shades, ax=flat).ax.set_title("loss", fontsize=10)
-    relief.plot_surface(horizontal, vertical, height, cmap="cividis", linewidth=0)
-    relief.set(xlabel="attack direction", ylabel="random direction", zlabel="cross-entropy")
-    relief.view_init(elev=28, azim=-125)
+    grid[0, -1].legend(loc="upper left", fontsize=10, facecolor=dark, labelcolor="white",
+                       frameon=True)  # fmt: skip
+    fig.colorbar(shades, ax=grid[0, -1], format="%.0f").ax.set_title("loss", fontsize=10)
+    return fig
+
+
+@declared(panels=some("panel"), edges=_PLACES)
+@styled
+def smallest_eps(panels: Mapping[str, Sequence[float]], edges: Sequence[float]) -> Figure:
+    """Histograms, one over the other, of the smallest size at which each image is fooled.
+
+    Args:
+        panels: by name of the network, one size per image; infinite where none fooled it.
+        edges: of the bars.
+    """
+    fig, grid = plt.subplots(len(panels), 1, figsize=(8, 2.1 * len(panels) + 0.4), squeeze=False,
+                             sharex=True)  # fmt: skip
+    for k, (axes, (name, values)) in enumerate(zip(grid[:, 0], panels.items(), strict=True)):
+        sizes = np.asarray(values, dtype=float)
+        held = int((sizes > edges[-1]).sum())
+        axes.hist(sizes[sizes <= edges[-1]], bins=list(edges), color=PALETTE[k % 5],
+                  edgecolor="0.2", hatch=("", "//")[k % 2])  # fmt: skip
+        middle = float(np.median(sizes))
+        if np.isfinite(middle):
+            axes.axvline(middle, color="black", linestyle="--", linewidth=1.5)
+            axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # room for the words
+            axes.annotate(f" half at {middle:.2f}", (middle, 0.87), fontsize=11, bbox=PLATE,
+                          xycoords=("data", "axes fraction"))  # fmt: skip
+        axes.set(title=name + (f" ({held} never fooled)" if held else ""), ylabel="digits")
+        axes.title.set_fontsize(12)
+    grid[-1, 0].set_xlabel(r"smallest $\epsilon$ that was found to fool the digit")
     return fig
 
 
@@ -123,6 +149,46 @@ def danskin(
     axes.set(xlabel=r"parameter $\theta$", ylabel="loss",
              ylim=(low - 0.6 * (high - low), high * 1.05))  # fmt: skip
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=11)
+    return fig
+
+
+@declared(theta=_PLACES, envelope=_PLACES, slopes=some("slope"), steps=some("step"))
+@styled
+def tie(
+    theta: Sequence[float], envelope: Sequence[float], slopes: Mapping[str, float], *,
+    plane: tuple[Sequence[float], Sequence[float], Tensor],
+    steps: Mapping[str, tuple[float, float]],
+) -> Figure:  # fmt: skip
+    """A maximum with a kink at 0: the slopes of two maximisers, and steps from a tie in a plane.
+
+    Args:
+        theta: parameter values.
+        envelope: the maximum over all perturbations, 0 at 0.
+        slopes: at 0, of the flattest and the steepest maximiser, by name.
+        plane: values of two parameters, lengths m and n, and a maximum ``(m, n)`` over them.
+        steps: from the origin, by name.
+    """
+    fig, (line, level) = plt.subplots(1, 2, figsize=(10.4, 4.2), width_ratios=(1.25, 1))
+    x = np.asarray(theta)
+    line.plot(x, envelope, color="black", linewidth=3.2, label=r"$\max_\delta$ Loss")
+    low, high = (slope * x for slope in slopes.values())
+    line.fill_between(x, low, high, color=PALETTE[4], alpha=0.25, label="slopes of all maximisers")
+    for k, (name, slope) in enumerate(slopes.items()):
+        line.plot(x, slope * x, color=PALETTE[k], linestyle=LINES[1 + k], label=name)
+    line.plot([0], [0], "o", color="white", markeredgecolor="black", markersize=10)
+    line.set(xlabel=r"parameter $\theta$", ylabel="loss", title="one parameter: a kink")
+    line.legend(loc="upper center", fontsize=10)
+    a, b, height = plane
+    lines = level.contour(a, b, height.numpy().T, cmap="cividis", linewidths=1.8,
+                          locator=ticker.MaxNLocator(8, integer=True))  # fmt: skip
+    level.clabel(lines, fontsize=10, fmt="%g", colors="black")
+    for k, (name, (across, up)) in enumerate(steps.items()):
+        arrow = {"arrowstyle": "-|>", "color": PALETTE[1 - k], "lw": 2.6, "linestyle": LINES[k]}
+        level.annotate("", (across, up), (0, 0), arrowprops=arrow)
+        level.plot([], [], color=PALETTE[1 - k], linestyle=LINES[k], label=name)
+    level.set(xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", title="two parameters: level lines")
+    level.grid(visible=False)
+    level.legend(loc="upper right", fontsize=10, frameon=True)
     return fig
 
 
@@ -202,4 +268,44 @@ def plane(
         axes.grid(visible=False)
     grid[0, 0].legend(fontsize=10, loc="lower left", frameon=True)
     fig.colorbar(shown, ax=grid[0, -1], label="share called A", shrink=0.8)
+    return fig
+
+
+@declared(
+    printed=numbers("(-inf, inf)"), ladders=some("ladder"), unit=number("(0, inf)"),
+)  # fmt: skip
+@styled
+def rungs(
+    printed: Sequence[float], ladders: Mapping[str, Sequence[float]], *, unit: float, xlabel: str
+) -> Figure:
+    """Values that were printed, and the values that several suspects could have printed.
+
+    Args:
+        printed: values, each drawn as a grey band as wide as its last digit.
+        ladders: by suspect, all values that it can give near the printed ones.
+        unit: of the last printed digit.
+        xlabel: what the values are.
+    """
+    fig, axes = plt.subplots(figsize=(9.6, 1.5 + 0.55 * len(ladders)))
+    bands, fits = np.asarray(printed), (1 + 1e-9) * unit / 2
+    for value in bands:
+        axes.axvspan(value - unit / 2, value + unit / 2, color="0.8", linewidth=0)
+    looks: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("possible, printed", {"marker": "o", "color": PALETTE[0], "markersize": 9}),
+        ("possible, not printed", {"marker": "|", "color": "black", "markersize": 14}),
+        ("printed, impossible", {"marker": "X", "color": PALETTE[1], "markersize": 10}),
+    )
+    for row, rung in enumerate(np.asarray(each) for each in ladders.values()):
+        apart = np.abs(rung[:, None] - bands[None]) <= fits
+        hit = apart.any(1)
+        for (name, look), places in zip(
+            looks, (rung[hit], rung[~hit], bands[~apart.any(0)]), strict=True
+        ):
+            label = name if row == 0 else None
+            axes.plot(places, np.full(len(places), row), linestyle="none", label=label, **look)
+    axes.set_yticks(range(len(ladders)), list(ladders))
+    axes.set(xlabel=xlabel, ylim=(len(ladders) - 0.5, -0.5),
+             xlim=(bands.min() - 8 * unit, bands.max() + 8 * unit))  # fmt: skip
+    axes.grid(visible=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=11)
     return fig

@@ -11,8 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from trustml_helpers._support.arguments import SIGMA, declared
-from trustml_helpers.figures.general import PALETTE, PLATE, curves, one_each, some, styled
+from trustml_helpers._support.arguments import SIGMA, declared, number
+from trustml_helpers.figures.general import (
+    LINES,
+    MARKERS,
+    PALETTE,
+    PLATE,
+    curves,
+    one_each,
+    some,
+    styled,
+)
 
 _HATCHES = ("", "//", "..", "xx", "--")
 _RADIUS = r"radius $r$ in $\ell_2$, pixel units"
@@ -111,6 +120,40 @@ def vote(
     return fig
 
 
+@declared(
+    _all_told_apart, panels=some("panel"), radius=number("[0, inf)", "in pixel units")
+)  # fmt: skip
+@styled
+def certified_ball(
+    axis: Sequence[float], panels: Mapping[str, Any], point: tuple[float, float], radius: float,
+    nearest: Mapping[str, tuple[float, float]],
+) -> Figure:  # fmt: skip
+    """The certified ball around a point of the plane, in the regions of several classifiers.
+
+    Args:
+        axis, panels: as for :func:`regions`.
+        point: x, the centre of the ball.
+        radius: of the ball.
+        nearest: by the title of its panel, the point of the border nearest to x.
+    """
+    fig, grid = plt.subplots(1, len(panels), figsize=(4.8 * len(panels), 4.9), squeeze=False)
+    angle = np.linspace(0, 2 * np.pi, 200)
+    x, y = np.cos(angle), np.sin(angle)
+    for axes, (title, classes) in zip(grid[0], panels.items(), strict=True):
+        _regions(axes, axis, classes, title)
+        axes.fill(point[0] + radius * x, point[1] + radius * y, facecolor=(1, 1, 1, 0.55),
+                  edgecolor="black", linewidth=2.2, label=f"certified: {radius:.3f}")  # fmt: skip
+        axes.plot(*point, "X", color="white", markeredgecolor="black", markersize=10)
+        if title in nearest:
+            away = np.hypot(*np.subtract(nearest[title], point))
+            axes.plot(point[0] + away * x, point[1] + away * y, color="black", linestyle="--",
+                      linewidth=1.8, label=f"to the border: {away:.3f}")  # fmt: skip
+            axes.plot(*nearest[title], "D", color="black", markeredgecolor="white", markersize=9)
+        axes.set(xlim=(axis[0], axis[-1]), ylim=(axis[0], axis[-1]))
+        axes.legend(loc="upper right", frameon=True, fontsize=11, framealpha=0.9)
+    return fig
+
+
 @declared(accuracies=some("line"))
 def certified(
     radii: Sequence[float], accuracies: Mapping[str, Any], *, title: str | None = None
@@ -124,6 +167,51 @@ def certified(
     """
     return curves([(_RADIUS, radii, accuracies)], "certified accuracy",
                   titles=[title] if title else None)  # fmt: skip
+
+
+_SIGMAS = (0.25, 0.5, 1.0, 0.12)  # each has its look, the same in every figure
+
+
+def _look(sigma: float) -> int:
+    """The place of a sigma in the palette; one that the course does not use comes after these."""
+    return _SIGMAS.index(sigma) if sigma in _SIGMAS else len(_SIGMAS)
+
+
+def _as_long_as_radii(panels: Any, points: Any) -> None:
+    for name, each in (("panels", panels), ("points", points or {})):
+        for title, lines in each.items():
+            for sigma, (radii, shares) in lines.items():
+                one_each(f"{name}: {title!r}, sigma {sigma:g},", shares, len(radii), "radii")
+
+
+@declared(_as_long_as_radii, panels=some("panel"))
+@styled
+def by_sigma(
+    panels: Mapping[str, Mapping[float, tuple[Sequence[float], Sequence[float]]]], *,
+    points: Mapping[str, Mapping[float, tuple[Sequence[float], Sequence[float]]]] | None = None,
+) -> Figure:  # fmt: skip
+    """Certified accuracy against the radius: a line per sigma, with the same look in every figure.
+
+    Args:
+        panels: by title and sigma, radii close together and the share at each; a line ends where
+            it reaches 0.
+        points: by title and sigma, shares at single radii, drawn as markers beside the lines.
+    """
+    fig, grid = plt.subplots(1, len(panels), figsize=(5.6 * len(panels) + 0.8, 4.0), sharey=True,
+                             squeeze=False)  # fmt: skip
+    for axes, (title, lines) in zip(grid[0], panels.items(), strict=True):
+        for sigma, (radii, shares) in sorted(lines.items()):
+            k, above = _look(sigma), np.flatnonzero(np.asarray(shares) > 0)
+            end = above[-1] + 2 if len(above) else 1
+            axes.plot(radii[:end], shares[:end], color=PALETTE[k], linestyle=LINES[k],
+                      label=rf"$\sigma={sigma:g}$")  # fmt: skip
+        for sigma, (radii, shares) in (points or {}).get(title, {}).items():
+            axes.plot(radii, shares, MARKERS[_look(sigma)], color=PALETTE[_look(sigma)],
+                      markeredgecolor="white", markersize=8)  # fmt: skip
+        axes.set(xlabel=_RADIUS, title=title, ylim=(-0.02, 1.02))
+        axes.legend(fontsize=11, loc="upper right")
+    grid[0, 0].set_ylabel("certified accuracy")
+    return fig
 
 
 def _one_per_radius(radii: Any, certified: Any, attacked: Any) -> None:
@@ -148,6 +236,7 @@ def sandwich(
     figure = curves([(_RADIUS, radii, {names[1]: attacked, names[0]: certified})],
                     "share of images", note=note, legend="lower left")  # fmt: skip
     (axes,) = figure.axes
+    axes.lines[0].set_color("black")  # the colours are those of the sigmas, see by_sigma
     axes.fill_between(radii, certified, attacked, color=PALETTE[4], alpha=0.3, hatch="//",
                       edgecolor="white", label="the truth lies here")  # fmt: skip
     axes.legend(loc="lower left", fontsize=11)

@@ -187,7 +187,8 @@ class SmoothedClassifier:
     ) -> Tensor:  # fmt: skip
         """PREDICT: g(x), or ABSTAIN where n votes do not settle it.
 
-        If a class is returned, it is g(x) with probability at least ``1 - alpha``.
+        For each image, the probability that a class is returned which is not g(x) is at most
+        ``alpha``. Among the returned answers the share of wrong ones may be larger.
 
         Args:
             x, n, generator, batch_size: as for :meth:`sample_under_noise`.
@@ -294,13 +295,13 @@ class SmoothedClassifier:
         self, x: Tensor, gain: float, alpha: float, n_max: int, *, n0: int = 100,
         generator: torch.Generator | None = None, batch_size: int | None = None,
     ) -> AnytimeCertificates:  # fmt: skip
-        """Certify whatever radius there is; samples until it could gain at most ``gain``.
+        """Certify whatever radius there is; samples until more would hardly enlarge it.
 
-        The lower bound of p_A holds at all sample sizes at once, so stopping may depend on it. At
-        every look the radius is compared with the one that n_max samples would give if p_A were
-        at its upper bound; an image that could not be certified even then is given up. The
-        certificate holds with probability at least ``1 - alpha`` per image, and so does the
-        upper bound that decides when to stop.
+        The lower bound of p_A holds at all sample sizes at once, so stopping may depend on it: the
+        certificate holds with probability at least ``1 - alpha`` per image. At every look the
+        radius is compared with :func:`sequential.best_case_bound`, and sampling stops where that
+        is at most ``gain`` larger. So where it stopped early, all n_max samples would give a radius
+        larger by more than ``gain`` with probability at most ``2 * alpha``.
 
         Args:
             x, generator, batch_size: as for :meth:`sample_under_noise`.
