@@ -181,6 +181,8 @@ def lecture(notebooks: list[NotebookNode]) -> NotebookNode:
                     cells.append(_part(cell, cell.outputs, "remove-input"))
     deck = copy.deepcopy(notebooks[0])
     deck.cells = cells
+    for k, cell in enumerate(cells):  # notebooks may use the same name twice
+        cell.id = f"lecture-{k}"
     return deck
 
 
@@ -191,6 +193,8 @@ def main(out: Path) -> None:
     )
     paths = sorted((ROOT / "notebooks").glob("0*.ipynb"))
     notebooks = [readable(nbformat.read(path, as_version=4)) for path in paths]
+    for cell in [cell for notebook in notebooks for cell in notebook.cells]:  # not all have a deck
+        cell.source = re.sub(r"\[([^\]]*)\]\([^)]*\.ipynb\)", r"\1", cell.source)
     nbformat.write(lecture(copy.deepcopy(notebooks)), out / "lecture.ipynb")
     for path, notebook in zip(paths, notebooks, strict=True):
         nbformat.write(cut(notebook), out / path.name)
