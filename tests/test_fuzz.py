@@ -456,7 +456,8 @@ NOT_HERE = {
              "train_validation_split"},  # test_data.py
     "figures": {"answers", "bars", "by_sigma", "certified_ball", "danskin", "loss_surface",
                 "norm_balls", "perturbations", "plane", "regions", "rungs", "sandwich",
-                "shifted_densities", "show", "smallest_eps", "tie", "vote"},  # of one form: test_figures.py
+                # of one form: test_figures.py
+                "shifted_densities", "show", "smallest_eps", "tie", "vote"},
     "models": {"available", "checkpoint_folder"},
     "robustness": {"progress_bar"},
     "smoothing": {"as_given", "enough"},

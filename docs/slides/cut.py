@@ -139,6 +139,8 @@ def cut(notebook: NotebookNode) -> NotebookNode:
                 deck.add(new_markdown_cell(share), height(share))
             pictured = False
             continue
+        if "remove-cell" in cell.metadata.get("tags", []):
+            continue
         pictures = drawn(cell)
         other = [each for each in cell.outputs if each not in pictures]
         cell.source = told(cell.source)

@@ -16,7 +16,8 @@ pytest.importorskip("sphinx_revealjs", reason="the slides need pip install -e '.
 LOOK = """k => {
   const slide = Reveal.getSlides()[k], at = Reveal.getIndices(slide);
   Reveal.slide(at.h, at.v, 99);
-  const parts = [...slide.querySelectorAll("h1, h2, h3, p, li, pre, table, img, mjx-container")];
+  const all = "h1, h2, h3, p, li, pre, table, img, summary, mjx-container";
+  const parts = [...slide.querySelectorAll(all)];
   const out = parts.filter(part => {
     const box = part.getBoundingClientRect();
     return box.bottom > innerHeight + 1 || box.right > innerWidth + 1 || box.top < 0;
