@@ -92,13 +92,11 @@ def team() -> Iterator[Team]:
         return
     from torch import distributed
 
-    own = not distributed.is_initialized()
-    if own:  # an image may take minutes, and one rank may finish long before another
+    # It stays until the process ends: a second group would find the addresses of the first.
+    if not distributed.is_initialized():
+        # An image may take minutes, and one rank may finish long before another.
         distributed.init_process_group("gloo", timeout=timedelta(days=30))
     yield Team(distributed.get_rank(), distributed.get_world_size())
-    # Not after an error: then torchrun ends the others, and a farewell could wait for ever.
-    if own:
-        distributed.destroy_process_group()
 
 
 def progress_bar(show: bool) -> Callable[..., Any]:
