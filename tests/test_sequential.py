@@ -177,13 +177,14 @@ def test_the_anytime_bound_at_the_ends():
 @pytest.mark.slow
 def test_the_best_case_is_seldom_surpassed():
     """The bound after all votes lies above the best case at an early look in at most 2 alpha of
-    runs. 4,000 runs; with at most 10 % to be expected, more than 520 have a probability below
-    1e-9. The plug-in rate k / n is surpassed in about half of them: the test can fail."""
+    runs, 400 of 4,000. Fewer are let pass, 300, since the two alphas are seldom spent together;
+    with this seed there are none. The plug-in rate k / n is surpassed in about half of them: the
+    test can fail."""
     alpha, p, n, n_max = 0.05, 0.9, 200, 2000
     random = np.random.default_rng(0)
     k = random.binomial(n, p, 4000)
     end = sequential.anytime_lower_bound(k + random.binomial(n_max - n, p, 4000), n_max, alpha)
-    assert np.sum(end > sequential.best_case_bound(k, n, n_max, alpha)) <= 520
+    assert np.sum(end > sequential.best_case_bound(k, n, n_max, alpha)) <= 300
     naive = sequential.anytime_lower_bound(k + np.ceil((n_max - n) * k / n), n_max, alpha)
     assert np.sum(end > naive) > 1000
 

@@ -71,7 +71,7 @@ class Explorer(ipywidgets.VBox):
         """
         for name in values.keys() - self.controls.keys():
             raise ValueError(f"{name}: expected one of {', '.join(self.controls)}")
-        before = {name: control.value for name, control in self.controls.items()}
+        before = self._values()
         self._held = True
         try:
             self._move(values)
@@ -85,7 +85,10 @@ class Explorer(ipywidgets.VBox):
 
     def figure(self) -> Figure:
         """The present picture once more, for a page that has no kernel."""
-        return self._draw(**{name: control.value for name, control in self.controls.items()})[0]
+        return self._draw(**self._values())[0]
+
+    def _values(self) -> dict[str, Any]:
+        return {name: control.value for name, control in self.controls.items()}
 
     def _move(self, values: dict[str, Any]) -> None:
         for name, control in self.controls.items():  # in their order: one may set another's range
@@ -100,7 +103,7 @@ class Explorer(ipywidgets.VBox):
             control.value = value
 
     def _update(self) -> None:
-        values = {name: control.value for name, control in self.controls.items()}
+        values = self._values()
         if self._held or values == self._drawn:  # one control may have moved another
             return
         figure, self.says = self._draw(**values)
@@ -171,12 +174,12 @@ def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 
         x_adv = _PERTURB[attack](model, x, y, eps, norm, steps)
         with unchanged(model), torch.inference_mode():
             probabilities = model(x_adv).softmax(1)[0]
-        true, found = int(y), int(probabilities.argmax())
-        verdict = "still right" if true == found else "fooled"
+        true = int(y)
+        verdict = "still right" if true == int(probabilities.argmax()) else "fooled"
         counted = f", steps {steps}" if attack == "PGD" else ""
         says = (
             f"Image {image}, a {true}, under {attack} ({norm}, eps {eps:.2f}{counted}): the "
-            f"model says {found} with probability {float(probabilities.max()):.2f} ({verdict})."
+            f"model says {_answer(probabilities)} ({verdict})."
         )
         return figures.perturbations([(attack, x[0], x_adv[0], probabilities)], label=true), says
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
-from nbformat.v4 import new_markdown_cell
+from nbformat.v4 import new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "docs/site"))
@@ -181,11 +181,9 @@ def lecture(notebooks: list[NotebookNode]) -> NotebookNode:
                 cells[-1].source = told(cell.source)
                 if cell.outputs:
                     cells.append(_part(cell, cell.outputs, "remove-input"))
-    deck = copy.deepcopy(notebooks[0])
-    deck.cells = cells
     for k, cell in enumerate(cells):  # notebooks may use the same name twice
         cell.id = f"lecture-{k}"
-    return deck
+    return new_notebook(cells=cells, metadata=notebooks[0].metadata)
 
 
 def main(out: Path) -> None:
@@ -197,7 +195,7 @@ def main(out: Path) -> None:
     notebooks = [readable(nbformat.read(path, as_version=4)) for path in paths]
     for cell in [cell for notebook in notebooks for cell in notebook.cells]:  # not all have a deck
         cell.source = re.sub(r"\[([^\]]*)\]\([^)]*\.ipynb\)", r"\1", cell.source)
-    nbformat.write(lecture(copy.deepcopy(notebooks)), out / "lecture.ipynb")
+    nbformat.write(lecture(notebooks), out / "lecture.ipynb")
     for path, notebook in zip(paths, notebooks, strict=True):
         nbformat.write(cut(notebook), out / path.name)
 

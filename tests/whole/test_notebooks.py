@@ -7,6 +7,7 @@ import re
 import statistics
 from functools import partial
 
+import helpers
 import numpy as np
 import pytest
 import scipy.special
@@ -20,8 +21,7 @@ from trustml_helpers import attacks, bounds, models, objectives, smoothing, theo
 pytestmark = pytest.mark.slow  # with the reading of five notebooks
 
 FOLDER = ROOT / "notebooks"
-PATHS = sorted(FOLDER.glob("0*.ipynb"))
-BEYOND = sorted(FOLDER.glob("beyond/*.ipynb"))
+PATHS, BEYOND = list(helpers.LESSONS.values()), list(helpers.BEYOND.values())
 HOMEWORK = FOLDER / "homework/source/hw1/hw1.ipynb"
 SECTIONS = (
     "You will be able to",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -77,26 +76,24 @@ class Team:
             distributed.barrier()
 
 
-@contextmanager
-def team() -> Iterator[Team]:
+def team() -> Team:
     """The processes of ``torchrun --nproc-per-node=2 ...``; of an ordinary call, itself.
 
     Uses the process group of the caller if there is one, else a gloo group of its own.
 
-    >>> with team() as alone:
-    ...     alone.rank, alone.size
+    >>> alone = team()
+    >>> alone.rank, alone.size
     (0, 1)
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Team()
-        return
+        return Team()
     from torch import distributed
 
     # It stays until the process ends: a second group would find the addresses of the first.
     if not distributed.is_initialized():
         # An image may take minutes, and one rank may finish long before another.
         distributed.init_process_group("gloo", timeout=timedelta(days=30))
-    yield Team(distributed.get_rank(), distributed.get_world_size())
+    return Team(distributed.get_rank(), distributed.get_world_size())
 
 
 def progress_bar(show: bool) -> Callable[..., Any]:

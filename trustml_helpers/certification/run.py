@@ -136,7 +136,8 @@ def _settled(
         "model_sha256": fingerprint(smoothed.base_classifier), "device": images.device.type,
         "images_dtype": str(images.dtype).removeprefix("torch."),
     }  # fmt: skip
-    with team() as us, ExitStack() as held:
+    us = team()
+    with ExitStack() as held:
 
         def begin() -> tuple[Execution, set[int]]:
             new, known = not ledger.path.exists(), ledger.known(settings, resume=resume)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor, nn
 
+from trustml_helpers import theory
 from trustml_helpers.bounds import lower_conf_bound as exact_bound
 from trustml_helpers.checks.harness import (
     Answer,
@@ -471,15 +472,6 @@ def worst_classifier(answer: Answer, case: Cases, generator: torch.Generator) ->
             _worst(answer(p.copy(), q.copy(), least), p, q, least)
 
 
-def _bought(p: Any, q: Any, least: float, *, dearest: bool = False) -> Any:
-    """The f that takes cells in the order of their price q / p until it has ``least``."""
-    order = np.argsort(-q / p if dearest else q / p)
-    before = np.concatenate([[0.0], np.cumsum(p[order])[:-1]])
-    f = np.zeros_like(p)
-    f[order] = np.clip((least - before) / p[order], 0, 1)
-    return f
-
-
 def _worst(found: Any, p: Any, q: Any, least: float) -> None:
     """Wrong unless f is allowed, has the smallest probability at x + delta, and says so."""
     if not isinstance(found, tuple | list) or len(found) != 2:
@@ -492,16 +484,17 @@ def _worst(found: Any, p: Any, q: Any, least: float) -> None:
     if f.max() > 1 + 1e-6 or f.min() < -1e-6:
         raise Wrong(f"f reaches from {f.min():.3g} to {f.max():.3g}: a share lies in [0, 1]. The "
                     "default of linprog is 0 to infinity: bounds=(0, 1)")  # fmt: skip
-    at_x, moved, best = float(f @ p), float(f @ q), float(_bought(p, q, least) @ q)
+    at_x, moved, best = float(f @ p), float(f @ q), theory.neyman_pearson(p, q, least)[1]
     if at_x < 1e-6:
         raise Wrong("f is 0 everywhere: p . f >= p_a is missing or turned. linprog knows <= only, "
                     "so change the signs on both sides")  # fmt: skip
-    if np.abs(f - _bought(p, q, 1 - least)).max() < 1e-4:
+    rest = theory.neyman_pearson(p, q, 1 - least)[0]  # without it f is the dearest purchase
+    if np.abs(f - rest).max() < 1e-4:
         raise Wrong(f"has probability {at_x:.3g} of A at x, which is 1 - p_a: p_a belongs to A, "
                     "not to the rest")  # fmt: skip
-    if np.abs(f - _bought(q, p, least)).max() < 1e-4:
+    if np.abs(f - theory.neyman_pearson(q, p, least)[0]).max() < 1e-4:
         raise Wrong("the two masses are swapped: the constraint is at x, the minimum at x + delta")
-    if f.min() > 1 - 1e-6 or np.abs(f - _bought(p, q, least, dearest=True)).max() < 1e-4:
+    if f.min() > 1 - 1e-6 or np.abs(f + rest - 1).max() < 1e-4:
         raise Wrong("the maximum instead of the minimum: linprog minimises c . f as it stands, and "
                     "the cheapest cells are those with the smallest q / p")  # fmt: skip
     if at_x < least - 1e-6:

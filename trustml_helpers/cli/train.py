@@ -71,15 +71,14 @@ def train(
         *first(data.load_mnist("train"), limit), validation, seed=seed
     )
     state, command = path.with_suffix(".training"), _command(context)
-    with team() as us:
-        history = training.fit(
-            model, part, goal, epochs=plan.epochs, batch_size=plan.batch_size, validation=held,
-            attacks=None if plan.eps is None else _watched(plan.eps, seed), best=plan.best,
-            optimizer=plan.optimizer, scheduler=plan.scheduler, precision=plan.precision,
-            checkpoint=state, generators=[generator], about=command, seed=seed,
-        )  # fmt: skip
-        if us.rank > 0:
-            return
+    history = training.fit(
+        model, part, goal, epochs=plan.epochs, batch_size=plan.batch_size, validation=held,
+        attacks=None if plan.eps is None else _watched(plan.eps, seed), best=plan.best,
+        optimizer=plan.optimizer, scheduler=plan.scheduler, precision=plan.precision,
+        checkpoint=state, generators=[generator], about=command, seed=seed,
+    )  # fmt: skip
+    if team().rank > 0:
+        return
     if history_file is not None:
         history.to_csv(history_file, index=False, float_format="%.6g")
     typer.echo(history.to_string(index=False, float_format=lambda value: f"{value:.4g}"))

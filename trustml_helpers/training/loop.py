@@ -243,15 +243,15 @@ def _begun(
         settings["train"] = digest(*train)[:16]
         settings["validation"] = digest(*validation)[:16] if validation else "none"
     schedule = scheduler(descent, total) if scheduler else None
-    with team() as us:
-        settings["processes"] = us.size
-        state = State(path, model, descent, schedule, generators, settings, us)
-        with state.held():
-            us.same([*model.parameters(), *model.buffers()])
-            for generator in generators if us.rank else ():
-                generator.manual_seed(generator.initial_seed() + 1_000_003 * us.rank)
-            state.load()
-            yield state
+    us = team()
+    settings["processes"] = us.size
+    state = State(path, model, descent, schedule, generators, settings, us)
+    with state.held():
+        us.same([*model.parameters(), *model.buffers()])
+        for generator in generators if us.rank else ():
+            generator.manual_seed(generator.initial_seed() + 1_000_003 * us.rank)
+        state.load()
+        yield state
 
 
 @contextmanager
