@@ -184,6 +184,13 @@ def pgd_linf_along_gradient(model, x, y, eps, step_size, steps, start):
     return z
 
 
+def pgd_linf_bare_start(model, x, y, eps, step_size, steps, start):
+    z = x + start
+    for _ in range(steps):
+        z = torch.clamp(z + step_size * grad(model, z, y).sign(), x - eps, x + eps).clamp(0, 1)
+    return z
+
+
 def pgd_linf_l2_step(model, x, y, eps, step_size, steps, start):
     z = torch.clamp(x + start, x - eps, x + eps).clamp(0, 1)
     for _ in range(steps):
@@ -566,6 +573,15 @@ def share_loop(label, prediction, radius, r):
     return sum(1 for c, p, s in rows if c == p and s >= r) / len(label)
 
 
+def needed(radius, sigma, alpha):
+    return int(np.ceil(np.log(alpha) / stats.norm.logcdf(radius / sigma)))
+
+
+def needed_by_tail(radius, sigma, alpha):
+    """With the small tail instead of the large share."""
+    return math.ceil(math.log(alpha) / math.log1p(-stats.norm.sf(radius / sigma)))
+
+
 def acr(label, prediction, radius):
     return np.where(prediction == label, radius, 0).mean()
 
@@ -675,6 +691,7 @@ RIGHT = {
     "two_class_radius": [two_class, two_class_torch],
     "worst_classifier": [program, program_with(), by_price],
     "certified_accuracy": [share, share_loop],
+    "samples_needed": [needed, needed_by_tail],
     "average_certified_radius": [acr, acr_loop],
     "reading": [read, lambda: [0.5, 1, 0.8, 0.8, 0.95]],
     "break_masked": [over_all_moves, random_moves],
@@ -739,6 +756,7 @@ WRONG = {
         "goes the wrong way": lambda *given: pgd_linf(*given, fault="down"),
         "does not project onto the ball": lambda *given: pgd_linf(*given, fault="project"),
         "does not project the first point": lambda *given: pgd_linf(*given, fault="first"),
+        "takes the first gradient at x + start as it is": pgd_linf_bare_start,
         "take its sign": pgd_linf_along_gradient,
         "the step is that of l2": pgd_linf_l2_step,
         "twice as long": lambda *given: pgd_bounds(*given, size=2),
@@ -747,6 +765,9 @@ WRONG = {
     "steepest": {
         "goes the wrong way": lambda w, norm: -steepest(w, norm),
         "this is the step of linf": lambda w, norm: w.sign(),
+        "the largest |w| that counts": lambda w, norm: (
+            torch.eye(len(w)).to(w)[w.argmax()] if norm == "l1" else steepest(w, norm)
+        ),
         "w itself is not a step of length 1": lambda w, norm: w,
         "the sign is missing": lambda w, norm: steepest(w, norm).abs(),
         "is only w made shorter": lambda w, norm: w / w.norm(p=NORM_ORDERS[norm]),
@@ -916,6 +937,14 @@ WRONG = {
             p != -1
         ].mean(),
         "in percent": lambda c, p, s, r: 100 * share(c, p, s, r),
+    },
+    "samples_needed": {
+        "rounds down": lambda r, s, a: int(np.log(a) / stats.norm.logcdf(r / s)),
+        "sigma is missing": lambda r, s, a: needed(r, 1.0, a),
+        "one-sided": lambda r, s, a: needed(r, s, a / 2),
+        "the fraction is turned": lambda r, s, a: 1,
+        "round up": lambda r, s, a: np.log(a) / stats.norm.logcdf(r / s),
+        "at radius": lambda r, s, a: 10 * needed(r, s, a),
     },
     "average_certified_radius": {
         "count as 0": lambda c, p, s: s.mean(),

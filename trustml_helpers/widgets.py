@@ -277,7 +277,7 @@ def danskin_explorer(
 
 @declared(longest=_LENGTH)
 def radius_explorer(*, longest: float = 2.0) -> Explorer:
-    """Move p_A, sigma and the length of delta; see the guaranteed probability and the radius.
+    """Move the bound on p_A, sigma and the length of delta; see what is guaranteed, and the radius.
 
     Args:
         longest: largest length of delta that can be chosen, in pixel units.
@@ -300,13 +300,13 @@ def radius_explorer(*, longest: float = 2.0) -> Explorer:
                   markersize=13, zorder=5)  # fmt: skip
         verdict = "still A" if here > 0.5 else "not guaranteed"
         says = (
-            f"p_A {p_a:.2f}, sigma {sigma:.2f}: after a move of {delta:.2f} class A keeps at least "
-            f"probability {here:.3f} ({verdict}); the certified radius is {radius:.3f}."
+            f"p_A at least {p_a:.2f}, sigma {sigma:.2f}: after a move of {delta:.2f} class A keeps "
+            f"at least probability {here:.3f} ({verdict}); the certified radius is {radius:.3f}."
         )
         return figure, says
 
     return Explorer(
-        draw, p_a=_slider("p_A", 0.8, 0.5, 0.99), sigma=_slider("sigma", 0.5, 0.1, 1.0),
+        draw, p_a=_slider("p_A at least", 0.8, 0.5, 0.99), sigma=_slider("sigma", 0.5, 0.1, 1.0),
         delta=_slider("delta", 0.3, 0.0, longest),
     )  # fmt: skip
 

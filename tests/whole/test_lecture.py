@@ -113,6 +113,14 @@ def test_every_check_names_what_is_missing_and_passes_with_the_solution(lesson, 
     ]  # fmt: skip
     assert len(solutions) >= (3 if lesson.cells[0].source[2].isdigit() else 2)
     assert not any(cell.outputs for cell in code(to_fill))
+    asked, collapsed = None, 0
+    for cell in to_fill.cells:
+        if cell.cell_type == "markdown":
+            asked = re.search(r"\*\*[^*]+\?\*\*", cell.source)
+        elif "alt=" in cell.source:
+            assert cell.metadata.get("jupyter", {}).get("source_hidden", False) == bool(asked)
+            collapsed += bool(asked)
+    assert collapsed > 1 or not lesson.cells[0].source[2].isdigit()
     found = 0
     for call, names in turns(to_fill):
         with pytest.raises(checks.CheckFailed, match="not written yet"):

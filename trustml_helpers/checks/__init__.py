@@ -42,15 +42,17 @@ from trustml_helpers.checks.smoothing import (
     noisy_loss,
     predict,
     sample_under_noise,
+    samples_needed,
     two_class_radius,
     worst_classifier,
 )
 
 __all__ = [
     "MASKED_EPS", "CheckFailed", "HomeworkError", "accuracy_left", "adversarial_step",
-    "average_certified_radius", "break_masked", "certified_accuracy", "certify", "consistency_loss",
-    "danskin_gradient", "ever_crosses", "fgsm", "grade", "ladder", "linear_attack",
-    "lower_conf_bound", "masked_defenses", "noisy_loss", "numerical_gradient", "paired_gain", "pgd",
-    "pgd_linf", "predict", "reading", "release", "sample_under_noise", "score", "steepest",
-    "trades_loss", "two_class_radius", "when_to_stop", "worst_classifier",
+    "average_certified_radius", "break_masked", "certified_accuracy", "certify",
+    "consistency_loss", "danskin_gradient", "ever_crosses", "fgsm", "grade", "ladder",
+    "linear_attack", "lower_conf_bound", "masked_defenses", "noisy_loss", "numerical_gradient",
+    "paired_gain", "pgd", "pgd_linf", "predict", "reading", "release", "sample_under_noise",
+    "samples_needed", "score", "steepest", "trades_loss", "two_class_radius", "when_to_stop",
+    "worst_classifier",
 ]  # fmt: skip

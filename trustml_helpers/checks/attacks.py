@@ -67,7 +67,7 @@ def stays(found: Tensor, x: Tensor, eps: float, norm: str, *, box: bool = True) 
     outside = (found < -1e-6) | (found > 1 + 1e-6)
     if box and outside.any():
         raise Wrong(f"{int(outside.sum())} pixels leave [0, 1] (from {found.min():.3g} to "
-                    f"{found.max():.3g}): clip x_adv to [0, 1]")  # fmt: skip
+                    f"{found.max():.3g}): clip the attacked image to [0, 1]")  # fmt: skip
 
 
 @check
@@ -122,6 +122,8 @@ def steepest(answer: Answer, case: Cases, generator: torch.Generator) -> None:
         w[3] = -w.abs().max() - 0.5  # the largest is negative
         tip = torch.zeros_like(w)
         tip[3] = -1
+        top = torch.zeros_like(w)
+        top[w.argmax()] = 1
         best = {"linf": w.sign(), "l2": w / w.norm(), "l1": tip}
         lengths = {"linf": w.abs().max(), "l2": w.norm(), "l1": w.abs().sum()}
         with case(name):
@@ -132,6 +134,7 @@ def steepest(answer: Answer, case: Cases, generator: torch.Generator) -> None:
                 "has length 1, but is only w made shorter: another step of length 1 climbs faster":
                     w / lengths[name],
                 "the sign is missing: w is negative at its largest entry": best[name].abs(),
+                "the largest entry of w: it is the largest |w| that counts, w.abs()": top,
             } | {f"this is the step of {other}: it has to depend on norm": step
                  for other, step in best.items()}  # fmt: skip
             if torch.allclose(found, best[name], atol=1e-6):
@@ -209,7 +212,7 @@ def _path(
         return x + delta if fault == "clip" else (x + delta).clamp(0, 1)
 
     first = {"start": x, "point": start, "twice": x + 2 * start}.get(fault, x + start)
-    z = project(first, skip="first")
+    z = first if fault == "bare" else project(first, skip="first")
     total = torch.zeros_like(x)
     for _ in range(max(steps + {"last": -1, "more": 1}.get(fault, 0), 0)):
         g = _gradient(network, x if fault == "same" else z, y)
@@ -234,6 +237,8 @@ _PATH_FAULTS = {
     "point": "takes start for the first point: it is x + start, projected",
     "twice": "adds start twice",
     "first": "does not project the first point, x + start, onto the ball",
+    "bare": "takes the first gradient at x + start as it is: project it onto the ball and clip it "
+    "to [0, 1] first",
     "last": "makes one step too few",
     "more": "makes one step too many",
     "double": "the steps are twice as long as step_size",

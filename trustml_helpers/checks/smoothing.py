@@ -79,6 +79,40 @@ def _bound(answer: Answer, k: int, n: int, alpha: float) -> None:
     agree(found, _lower(k, n, alpha), faults, tolerance=1e-6)
 
 
+@check
+def samples_needed(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """In notebook 05: ``(radius, sigma, alpha) -> n``, the least if all votes agree."""
+    for name, sigma, ratios, alpha in (
+        ("sigma 1", 1.0, (1, 2.5), 0.001), ("another sigma and alpha", 0.25, (0.8, 3), 0.05),
+        ("a radius of many sigmas", 0.5, (5, 7), 0.001),
+    ):  # fmt: skip
+        with case(name):
+            for ratio in ratios:
+                radius = sigma * (ratio + 0.1 * torch.rand((), generator=generator).item())
+                _samples(answer(radius, sigma, alpha), radius, sigma, alpha)
+
+
+def _samples(answered: Any, radius: float, sigma: float, alpha: float) -> None:
+    found = integer(answered, "a whole number of samples: round up")
+    exact = math.log(alpha) / stats.norm.logcdf(radius / sigma)
+    faults = {
+        "rounds down: with this n the radius is not reached": math.floor(exact),
+        "sigma is missing: Phi takes radius / sigma": math.ceil(
+            math.log(alpha) / stats.norm.logcdf(radius)
+        ),
+        "alpha / 2: the bound is one-sided": math.ceil(exact * math.log(alpha / 2)
+                                                       / math.log(alpha)),
+        "the fraction is turned: log(alpha) / log(Phi)": math.ceil(1 / exact),
+    }  # fmt: skip
+    for what, value in faults.items():
+        if found == value != math.ceil(exact):
+            raise Wrong(what)
+    # Logarithms of other libraries may differ in the last digits of a number of billions.
+    if abs(found - math.ceil(exact)) > 1e-9 * exact:
+        raise Wrong(f"got {found:,}, expected {math.ceil(exact):,} at radius {radius:.4g}, sigma "
+                    f"{sigma:g}, alpha {alpha:g}")  # fmt: skip
+
+
 class _Recorder(nn.Module):
     """Remembers what it is asked; answers one of four classes by the mean of the pixels."""
 

@@ -229,8 +229,8 @@ def pictures(
     Args:
         images: rows of images ``(C, H, W)``.
         titles, row_names: text over each image and left of each row.
-        signed: which rows hold signed values, such as gradients; each of their images is drawn on
-            its own symmetric scale.
+        signed: which rows hold signed values, such as gradients; each of these rows is drawn on one
+            symmetric scale.
         width: inches per image.
         wrong: which images get a thick frame and a bold title: those that are answered wrongly.
     """
@@ -239,8 +239,8 @@ def pictures(
     size = (left + width * wide, (width + (0.35 if titles else 0.08)) * tall)
     fig, grid = plt.subplots(tall, wide, figsize=size, squeeze=False)
     for r, row in enumerate(images):
+        scale = (max(float(image.abs().max()) for image in row) or 1.0) if r in signed else None
         for c, image in enumerate(row):
-            scale = (float(image.abs().max()) or 1.0) if r in signed else None
             _picture(grid[r, c], image, titles[r][c] if titles else "", signed=scale)
             grid[r, c].title.set_fontsize(11)
             if wrong and wrong[r][c]:

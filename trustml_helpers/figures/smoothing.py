@@ -207,7 +207,7 @@ def by_sigma(
                       label=rf"$\sigma={sigma:g}$")  # fmt: skip
         for sigma, (radii, shares) in (points or {}).get(title, {}).items():
             axes.plot(radii, shares, MARKERS[_look(sigma)], color=PALETTE[_look(sigma)],
-                      markeredgecolor="white", markersize=8)  # fmt: skip
+                      markerfacecolor="none", markersize=8)  # fmt: skip
         axes.set(xlabel=_RADIUS, title=title, ylim=(-0.02, 1.02))
         axes.legend(fontsize=11, loc="upper right")
     grid[0, 0].set_ylabel("certified accuracy")
