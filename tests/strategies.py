@@ -379,6 +379,8 @@ CALLS = {
                                         names=("c", "a")),
     "figures.smoothing.vote": plain(axis=[0, 1], classes=SQUARE, point=(0, 0), sigma=0.5,
                                     shares=[0.5, 0.5], bounds={1: ("b", 0.5)}),
+    "models.Grouped.__init__": lambda folder: {
+        "self": models.Grouped(Flat(), [0, 1, 0]), "model": Flat(), "groups": [0, 1, 0]},
     "models.build": plain(architecture="SmallCNN"),
     "models.predict": plain(model=Flat, images=X),
     "objectives.adversarial": plain(attack=same),

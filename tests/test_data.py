@@ -8,6 +8,7 @@ import pickle
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -192,3 +193,39 @@ def test_imagenet_folder(tmp_path):
 def test_no_indices():
     with pytest.raises(ValueError, match="indices is empty"):
         data.to_tensors([], [])  # type: ignore[arg-type]
+
+
+def test_photos():
+    images, labels, names = data.load_photos()
+    assert images.shape == (12, 3, 224, 224)
+    assert images.dtype == torch.float32
+    assert 0 <= images.min() < 0.01 < 0.99 < images.max() <= 1
+    assert len(names) == 1000
+    assert [names[k] for k in labels[:3]] == ["tabby", "beagle", "otter"]
+    listed = pd.read_csv(data.data_folder() / "images" / "photos.csv")
+    assert len(list((data.data_folder() / "images" / "photos").iterdir())) == len(listed) == 12
+    assert set(listed["licence"]) == {"CC0 1.0", "public domain"}
+    assert listed.notna().all(axis=None)
+    # The cat is the picture that load_photo crops and shrinks from the original.
+    assert (images[:1] - data.load_photo(224)).abs().max() == 0
+
+
+def test_groups_of_classes():
+    groups, names = data.load_groups()
+    assert len(groups) == 1000
+    assert [names[groups[k]] for k in (281, 285, 33, 967, 0)] == [
+        "cat", "cat", "sea turtle", "cup of coffee", "tench"
+    ]  # fmt: skip
+    assert sorted(set(groups)) == list(range(len(names)))
+
+
+def test_a_photo_that_was_changed_is_refused(monkeypatch, tmp_path):
+    shutil.copytree(data.data_folder() / "images", tmp_path / "images")
+    monkeypatch.setenv("TRUSTML_DATA", str(tmp_path))
+    with (tmp_path / "images/photos/otter.webp").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(data.DataError, match=r"otter.webp is missing or not .* `git checkout"):
+        data.load_photos()
+    (tmp_path / "images/groups.csv").unlink()
+    with pytest.raises(data.DataError, match=r"groups.csv cannot be read .* `git checkout"):
+        data.load_groups()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 
 import pytest
 import torch
+from efficientnet_lite_pytorch import EfficientNet
 from helpers import Awkward
+from safetensors.torch import save
+from strategies import seeded
 
-from trustml_helpers import models
+from trustml_helpers import data, models
 from trustml_helpers._support.calling import unchanged
 
 
@@ -123,3 +127,81 @@ def test_what_is_no_tensor_is_no_logits():
     for returned, name in (((x, x), "tuple"), (x.numpy(), "ndarray"), (None, "NoneType")):
         with pytest.raises(ValueError, match=f"expected logits as a torch.Tensor, got {name}"):
             models.predict(lambda _, found=returned: found, x)
+
+
+# --- EfficientNet-Lite0 ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", [224, 64])
+def test_efficientnet_lite0_is_the_reference_architecture(side):
+    reference = EfficientNet.from_name("efficientnet-lite0", image_size=side).eval()
+    for name, tensor in reference.state_dict().items():  # statistics that are not 0 and 1
+        if name.endswith("running_mean"):
+            tensor.normal_(generator=seeded(len(name)))
+        elif name.endswith("running_var"):
+            tensor.uniform_(0.5, 2, generator=seeded(len(name)))
+    ours = models.build("EfficientNetLite0").eval()
+    names = [n for n in ours.state_dict() if not n.endswith("num_batches_tracked")]
+    tensors = [t for n, t in reference.state_dict().items() if not n.endswith("batches_tracked")]
+    ours.load_state_dict(dict(zip(names, tensors, strict=True)), strict=False)
+    x = torch.rand(2, 3, side, side, generator=seeded())
+    with torch.no_grad():
+        expected, found = reference((x - 0.498) / 0.502), ours(x)
+    assert expected.std() > 1e-3
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_efficientnet_lite0_reads_photographs():
+    images, labels, names = data.load_photos()
+    said = models.predict(models.load("imagenet_efficientnet_lite0"), images)
+    card = models.card("imagenet_efficientnet_lite0")
+    assert int((said == labels).sum()) == card["photographs"]["right"] == 10
+    assert [names[k] for k in said[:4]] == ["Egyptian cat", "beagle", "otter", "loggerhead"]
+
+
+def test_weights_of_eight_bits_get_the_scale_of_their_row(tmp_path):
+    model = models.build("SmallCNN")
+    models.save(model, tmp_path / "a")
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    kernel, matrix = torch.arange(256).sub(128).clamp(-127), torch.tensor([3, -127])
+    state["0.weight"] = kernel.view(16, 1, 4, 4).to(torch.int8)
+    state["0.weight_scale"] = torch.linspace(0.5, 2, 16).half()
+    state["5.weight"] = matrix.repeat(100, 784).to(torch.int8)
+    state["5.weight_scale"] = torch.full((100,), 0.25).half()
+    raw = save(state)
+    (tmp_path / "a.safetensors").write_bytes(raw)
+    card = json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps(card | {"sha256": sha256(raw).hexdigest()}))
+    loaded = models.load(tmp_path / "a.safetensors")
+    rows = torch.linspace(0.5, 2, 16).half().float().view(16, 1, 1, 1)
+    assert torch.equal(loaded[0].weight, kernel.view(16, 1, 4, 4) * rows)
+    assert torch.equal(loaded[5].weight, 0.25 * matrix.repeat(100, 784).float())
+
+
+# --- groups of classes ----------------------------------------------------------------------------
+
+
+def test_the_answer_of_groups_is_the_group_of_the_answer():
+    groups = [2, 0, 1, 0, 2]
+    logits = torch.randn(200, 5, generator=seeded())
+    found = models.Grouped(lambda x: x, groups)(logits)
+    assert found.shape == (200, 3)
+    assert found.argmax(1).tolist() == [groups[k] for k in logits.argmax(1).tolist()]
+    assert torch.equal(found[:, 0], logits[:, [1, 3]].amax(1))
+
+
+def test_groups_pass_the_gradient_on():
+    x = torch.tensor([[1.0, 3.0, 2.0]], requires_grad=True)
+    models.Grouped(lambda x: x, [0, 0, 1])(x)[0, 0].backward()
+    assert x.grad.tolist() == [[0, 1, 0]]
+
+
+@pytest.mark.parametrize("groups", [[], [0, 2], [1, 1], [0, -1], [0, 0.5]])
+def test_groups_without_a_gap(groups):
+    with pytest.raises((ValueError, TypeError), match="groups"):
+        models.Grouped(lambda x: x, groups)
+
+
+def test_groups_for_each_class():
+    with pytest.raises(ValueError, match=r"expected logits of shape \(1, 2\)"):
+        models.Grouped(lambda x: x, [0, 1])(torch.zeros(1, 3))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
+import io
 import os
 import zlib
 from functools import lru_cache
@@ -257,3 +259,73 @@ def load_photo(size: int = 224) -> Tensor:
         )
     pixels = torch.from_numpy(np.asarray(square).copy())
     return pixels.permute(2, 0, 1).to(torch.float32).div(255).unsqueeze(0).contiguous()
+
+
+def load_photos() -> tuple[Tensor, Tensor, list[str]]:
+    """Twelve photographs with a class of ImageNet each, and the names of its 1,000 classes.
+
+    Returns:
+        Images float32 ``(12, 3, 224, 224)`` in [0, 1], labels int64 ``(12,)`` given by eye, and the
+        names: ``names[label]``.
+
+    Source: CC0 or public domain, each listed in ``data/images/photos.csv``.
+
+    >>> images, labels, names = load_photos()
+    >>> tuple(images.shape), names[labels[0]]
+    ((12, 3, 224, 224), 'tabby')
+    """
+    rows = _listed("photos.csv")
+    images = [_photo(row["file"], row["sha256"]) for row in rows]
+    labels = [int(row["label"]) for row in rows]
+    from torchvision.models import MobileNet_V2_Weights  # its names, in the order of the classes
+
+    names = MobileNet_V2_Weights.IMAGENET1K_V1.meta["categories"]
+    return torch.stack(images), torch.tensor(labels), list(names)
+
+
+def load_groups() -> tuple[list[int], list[str]]:
+    """Near-synonyms among ImageNet's 1,000 classes as one: for ``models.Grouped``.
+
+    Returns:
+        The group of each class, and the names of the groups. A class without synonyms is a group
+        with its own name.
+
+    Source: our own, written down before anything was certified: ``data/images/README.md``.
+
+    >>> groups, names = load_groups()
+    >>> names[groups[281]], groups[281] == groups[282], len(names)
+    ('cat', True, 978)
+    """
+    from torchvision.models import MobileNet_V2_Weights
+
+    given = {int(row["class"]): row["group"] for row in _listed("groups.csv")}
+    classes = MobileNet_V2_Weights.IMAGENET1K_V1.meta["categories"]
+    # Two classes of ImageNet are called crane, and two maillot: the number keeps them apart.
+    own = [given.get(k, f"{name} ({k})" if classes.count(name) > 1 else name)
+           for k, name in enumerate(classes)]  # fmt: skip
+    names = list(dict.fromkeys(own))
+    return [names.index(name) for name in own], names
+
+
+def _listed(name: str) -> list[dict[str, str]]:
+    path = data_folder() / "images" / name
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error}); {_RESTORE}") from error
+
+
+_RESTORE = "restore it with `git checkout -- data/images`"
+
+
+def _photo(name: str, sha256: str) -> Tensor:
+    from PIL import Image
+
+    path = data_folder() / "images" / "photos" / name
+    raw = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(raw).hexdigest() != sha256:
+        raise DataError(f"{path} is missing or not the file that photos.csv lists; {_RESTORE}")
+    with Image.open(io.BytesIO(raw)) as picture:
+        pixels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy())
+    return pixels.permute(2, 0, 1).to(torch.float32).div(255)

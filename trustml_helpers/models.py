@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trustml_helpers._support.arguments import SEED, declared, one_of, whole
+from trustml_helpers._support.arguments import SEED, declared, each, function, one_of, shown, whole
 from trustml_helpers._support.calling import logits_of, unchanged
 from trustml_helpers._support.files import replace_file
 from trustml_helpers._support.tensors import TENSOR
@@ -85,10 +87,119 @@ class WideCNN(_Strided):
         super().__init__(channels=32, hidden=128)
 
 
+class _SameConv2d(nn.Conv2d):
+    """A convolution without bias, padded as TensorFlow pads: ``ceil(side / stride)`` places."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1):
+        super().__init__(inputs, outputs, size, stride, groups=groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (size, _), (stride, _) = self.kernel_size, self.stride
+        excess = [
+            max((-(-side // stride) - 1) * stride + size - side, 0) for side in x.shape[:1:-1]
+        ]
+        return super().forward(F.pad(x, [pad for e in excess for pad in (e // 2, e - e // 2)]))
+
+
+def _unit(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        _SameConv2d(inputs, outputs, size, stride, groups),
+        nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01),
+    )
+
+
+class _InvertedBottleneck(nn.Sequential):
+    """Widen, convolve each channel alone, project; around it a shortcut where shapes agree."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, stride: int, widen: int) -> None:
+        wide = widen * inputs
+        expand = [_unit(inputs, wide, 1), nn.ReLU6()] if widen > 1 else []
+        depthwise = [_unit(wide, wide, size, stride, groups=wide), nn.ReLU6()]
+        super().__init__(*expand, *depthwise, _unit(wide, outputs, 1))
+        self.shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        moved = super().forward(x)
+        return x + moved if self.shortcut else moved
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0, 4,652,008 parameters: the smallest of a family made for phones.
+
+    Input ``(n, 3, h, w)`` in [0, 1], trained at 224 x 224 (the normalisation is inside), output
+    logits ``(n, 1000)`` for the classes of ImageNet.
+    Source: Tan & Le (2019), "EfficientNet", table 1; Liu (2020), "EfficientNet-Lite": without
+    squeeze-and-excitation, ReLU6 for swish, stem and head not scaled.
+
+    >>> sum(p.numel() for p in EfficientNetLite0().parameters())
+    4652008
+    """
+
+    STAGES = (  # repeats, kernel size, stride of the first, widening, channels
+        (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112),
+        (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_unit(3, 32, 3, 2), nn.ReLU6())
+        blocks, inputs = [], 32
+        for repeats, size, stride, widen, channels in self.STAGES:
+            for k in range(repeats):
+                first = stride if k == 0 else 1
+                blocks.append(_InvertedBottleneck(inputs, channels, size, first, widen))
+                inputs = channels
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Sequential(_unit(inputs, 1280, 1), nn.ReLU6())
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, 1000))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.head(self.blocks(self.stem((x - 0.498) / 0.502)))
+        return self.classifier(features.mean((2, 3)))
+
+
+def _one_group_each(model: Any, groups: Sequence[int]) -> None:
+    if sorted(set(groups)) != list(range(max(groups, default=-1) + 1)):
+        raise ValueError(f"groups: expected numbers 0, 1, ... without a gap, got {shown(groups)}")
+
+
+class Grouped(nn.Module):
+    """A classifier whose classes are groups of another's: near-synonyms count as one.
+
+    The logit of a group is the largest of its classes, so the answer is the group of the answer. A
+    union of classes is a class, and any theorem about classifiers holds for it.
+
+    Args:
+        model: images to logits ``(n, K)``.
+        groups: the group of each of the K classes, 0 to G - 1.
+
+    Attributes:
+        classes: G, the number of groups.
+
+    >>> pairs = Grouped(lambda x: x, [0, 0, 1])
+    >>> pairs(torch.tensor([[1.0, 3.0, 2.0]]))
+    tensor([[3., 2.]])
+    """
+
+    groups: Tensor
+
+    @declared(_one_group_each, model=function("images to logits"), groups=each(whole()))
+    def __init__(self, model: Any, groups: Sequence[int]) -> None:
+        super().__init__()
+        self.model, self.classes = model, max(groups) + 1
+        self.register_buffer("groups", torch.tensor(groups))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = logits_of(self.model, x, len(self.groups))
+        empty = logits.new_full((len(logits), self.classes), -torch.inf)
+        return empty.scatter_reduce(1, self.groups.expand_as(logits), logits, "amax")
+
+
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "LeNet": LeNet,
     "SmallCNN": SmallCNN,
     "WideCNN": WideCNN,
+    "EfficientNetLite0": EfficientNetLite0,
 }
 
 
@@ -185,14 +296,22 @@ def load(name: str | Path) -> nn.Module:
 
     model = build(content["architecture"])
     try:
-        model.load_state_dict(load_bytes(raw))
-    except (SafetensorError, RuntimeError) as error:
+        model.load_state_dict(_unpacked(load_bytes(raw)))
+    except (SafetensorError, RuntimeError, KeyError) as error:
         raise CheckpointError(
             f"{path} is not a checkpoint of a {content['architecture']} ({error}). "
             f"{_rebuild(content)}"
         ) from error
     model.__dict__["card"] = content  # so that smoothing can compare its sigma
     return model.eval()
+
+
+def _unpacked(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of 8 bits times the scale of their row, which stands beside them as ``..._scale``."""
+    for name in [name for name, tensor in state.items() if tensor.dtype == torch.int8]:
+        whole, scale = state[name].float(), state.pop(f"{name}_scale").float()
+        state[name] = whole * scale.view(-1, *[1] * (whole.ndim - 1))
+    return state
 
 
 def _rebuild(content: dict[str, Any]) -> str:

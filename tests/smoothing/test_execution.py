@@ -130,7 +130,7 @@ SPEEDS = {
 )
 def test_search_takes_the_fastest(lenet, monkeypatch, given, expected):
     def speed(smoothed, image, how):
-        return SPEEDS[how.layout, how.batch_size]
+        return 1000 * SPEEDS[how.layout, how.batch_size]
 
     monkeypatch.setattr(execution, "_votes_per_second", speed)
     assert execution.search(lenet, DIGIT[:1], **given) == expected
@@ -140,7 +140,7 @@ def test_search_ends_where_memory_does(lenet, monkeypatch):
     def speed(smoothed, image, how):
         if how.batch_size > 128:
             raise torch.OutOfMemoryError
-        return float(how.batch_size)
+        return 1000.0 * how.batch_size
 
     monkeypatch.setattr(execution, "_votes_per_second", speed)
     assert execution.search(lenet, DIGIT[:1]).batch_size == 128
@@ -152,3 +152,50 @@ def test_search_really_measures(lenet):
     assert found.layout in execution.LAYOUTS
     assert execution.search(SmoothedClassifier(lambda x: x.flatten(1)[:, :2], 0.5, 2), DIGIT[:1],
                             largest=64) == Execution(64)  # fmt: skip
+
+
+def test_search_keeps_to_its_budget(lenet, monkeypatch):
+    asked = []
+
+    def speed(smoothed, image, how):
+        asked.append(how.batch_size)
+        return 100.0 * how.batch_size  # doubling would always pay
+
+    monkeypatch.setattr(execution, "_votes_per_second", speed)
+    assert execution.search(lenet, DIGIT[:1]).batch_size == 4096
+    assert asked == [64, 64, 128, 256, 512, 1024, 2048, 4096]
+    for limit in ({"SECONDS": 0.05}, {"SHARE_OF_MEMORY": -1.0}):
+        asked.clear()
+        with monkeypatch.context() as patch:
+            for name, value in limit.items():
+                patch.setattr(execution, name, value)
+            assert execution.search(lenet, DIGIT[:1]).batch_size == 64
+        assert set(asked) == {64}
+    # 64 copies are tried in a hundredth of a second of measurements, a tenth of 5,000 votes in
+    # less: the larger batches are left alone.
+    asked.clear()
+    execution.search(lenet, DIGIT[:1], votes=5_000)
+    assert set(asked) == {64}
+
+
+def test_search_begins_small_with_large_images(monkeypatch):
+    net = SmoothedClassifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(150_528, 2)),
+                             0.5, 2)  # fmt: skip
+    asked = []
+    monkeypatch.setattr(execution, "_votes_per_second",
+                        lambda g, image, how: asked.append(how.batch_size) or 1e6)  # fmt: skip
+    execution.search(net, torch.zeros(1, 3, 224, 224), largest=16)
+    assert asked == [8, 8, 16]
+
+
+def test_out_of_memory_is_called_so():
+    def network(x):
+        if len(x) > 4:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: "
+                               "can't allocate memory: you tried to allocate 9 bytes.")  # fmt: skip
+        return x.flatten(1)[:, :2]
+
+    g = SmoothedClassifier(network, 0.5, 2)
+    with pytest.raises(torch.OutOfMemoryError, match=r"with 8 images of shape .* batch_size"):
+        g.sample_under_noise(DIGIT[:1], 8, batch_size=8)
+    assert g.sample_under_noise(DIGIT[:1], 8, batch_size=4).sum() == 8

@@ -127,7 +127,7 @@ BY_HAND = [
     ([-1, 0.5, NAN], [3], "steps"),
     ([0, -1, 1.5, NAN, INF, "3"], [1, 7.0, np.int64(9)],
      "batch_size count dimension draws epochs every first largest limit more n n0 n_max queries "
-     "restarts samples shown size"),
+     "restarts samples shown size votes"),
     ([0, 1, 2.5, NAN], [2, 1e2], "num_classes points"),
     ([19, 20.5, NAN], [20], "most"),
     ([[-1], [0.5], [], 3], [[2, 0]], "indices numbers"),
@@ -181,6 +181,8 @@ APART = {
     "smoothing.votes.abstention_probability.p_a": ([0.4, 1.1, NAN], [0.5, 1]),
     "smoothing.votes.samples_needed.p_a": ([0.5, 1.1, NAN], [0.6, 1]),
     "theory.halfspace_probability.distance": ([NAN, INF], [-0.1, 0, 2]),
+    "models.Grouped.__init__.model": ([None, 3], [nn.Identity(), len]),
+    "models.Grouped.__init__.groups": ([[0.5], [-1], 3, []], [[0, 1], [0]]),
     "training.loop.fit.model": ([None, nn.Linear, len], [nn.Identity()]),
 }  # fmt: skip
 # Noise of no size is none, where a network is to be smoothed by it.
@@ -263,6 +265,7 @@ MISFITS = {
         ({"y": Y - 100}, "labels -100 to -98.*expected 0 to")],
     "_support.tensors.one_label_each": [
         ({"y": TWO}, r"y=.*\(2,\).*one label per image"), ({"y": META}, "y is on meta and x on")],
+    "models._one_group_each": [({"groups": [0, 2]}, r"groups: expected numbers 0, 1, \.\.\.")],
     "attacks.gradient._fits_in_l2": [
         ({"y": TWO}, "one label per image"), ({"y": META}, "y is on meta"),
         ({"x": FAR}, r"x lies in .*outside bounds=\(0, 1\)"), ({"x": HOLES}, "x lies in")],
@@ -390,7 +393,8 @@ UNDECLARED = {
     "checks what it is given in its own words, tested where it lives": {
         "attacks.check_attacked", "certification.average_certified_radius",
         "certification.summary", "certification.vote_counts", "data.to_tensors",
-        "models.card", "models.load", "models.save", "robustness.read_attack_log",
+        "models.EfficientNetLite0.forward", "models.Grouped.forward", "models.card",
+        "models.load", "models.save", "robustness.read_attack_log",
         "widgets.Explorer.set"},
     "reads a folder, whose name is all that it is given": {
         "certification.draw_study", "certification.mismatch", "certification.study_curves",
@@ -398,6 +402,7 @@ UNDECLARED = {
     "no arguments, or a network, a tensor or numbers that are looked at as they are": {
         "attacks.columns", "attacks.given_or_fresh", "attacks.is_fooled",
         "attacks.log_mean_softmax", "certification.fingerprint", "data.data_folder",
+        "data.load_groups", "data.load_photos",
         "models.available", "models.checkpoint_folder", "robustness.progress_bar",
         "smoothing.as_given", "training.catastrophic_overfitting",
         "widgets.Explorer.figure"},

@@ -90,8 +90,13 @@ def call(model: Any, x: Tensor) -> Any:
     try:
         return model(x)
     except RuntimeError as error:
-        if type(error) is not RuntimeError:  # out of memory, or an error of the model's own
+        if type(error) is not RuntimeError:  # out of a GPU's memory, or the model's own error
             raise
+        if out_of_memory(error):
+            raise torch.OutOfMemoryError(
+                f"x: out of memory with {len(x)} images of shape {tuple(x.shape[1:])} at a time "
+                f"({str(error).splitlines()[0]}); pass a smaller batch_size"
+            ) from error
         weights = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
         made_of = {f"{w.dtype} on {w.device}" for w in weights if w.is_floating_point()}
         raise ValueError(
@@ -100,6 +105,11 @@ def call(model: Any, x: Tensor) -> Any:
             f"trained on, {' and '.join(sorted(made_of)) or 'as its weights are'}; or convert it, "
             "model.to(x.device, x.dtype)"
         ) from error
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the memory of a GPU, or of the machine, did not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def logits_of(model: Any, x: Tensor, classes: int | None = None) -> Tensor:

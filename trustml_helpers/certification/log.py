@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,26 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
+DENSE = 100  # classes with a column of counts each; with more, one column holds those above 0
+_SPARSE = "counts_of_"  # and the number of classes: "281:1994 285:6"
+
+
+def count_columns(classes: int) -> list[str]:
+    """The names of the columns of counts.
+
+    >>> count_columns(2), count_columns(1000)
+    (['count_0', 'count_1'], ['counts_of_1000'])
+    """
+    if classes > DENSE:
+        return [f"{_SPARSE}{classes}"]
+    return [f"count_{k}" for k in range(classes)]
+
+
+def count_cells(counts: Sequence[int]) -> list[str]:
+    """What a row says under :func:`count_columns`."""
+    if len(counts) > DENSE:
+        return [" ".join(f"{k}:{votes}" for k, votes in enumerate(counts) if votes)]
+    return [str(votes) for votes in counts]
 
 
 @declared(bound=maybe(BOUND))
@@ -205,7 +226,8 @@ def check_rows(
     if len(log) < least:
         raise LogError(f"{where} has {len(log)} rows: expected at least {least}")
     counts = [name for name in log.columns if str(name).startswith("count_")]
-    most = {"correct": 1.0, "predict": len(counts) - 1 if counts else np.inf}
+    classes = _sparse_classes(log, where) or len(counts)
+    most = {"correct": 1.0, "predict": classes - 1 if classes else np.inf}
     found = {}
     for name in ("idx", "label", "predict", "correct", "radius", *counts):
         if name not in log:
@@ -218,15 +240,42 @@ def check_rows(
             right &= numbers == np.floor(numbers)
         if not right.all():
             row = int(np.argmin(right))
-            raise LogError(
-                f"{where}: {name} is {shown(log[name].iloc[row])} in row {row + 1} below the "
-                "header; restore the file, or remove the row and certify the image again"
-            )
+            raise _wrong_cell(where, name, log[name].iloc[row], row)
         found[name] = numbers if name == "radius" else numbers.astype(np.int64)
     return log.assign(**found)
 
 
+def _wrong_cell(where: object, column: str, cell: object, row: int) -> LogError:
+    return LogError(
+        f"{where}: {column} is {shown(cell)} in row {row + 1} below the header; restore the file, "
+        "or remove the row and certify the image again"
+    )
+
+
 def vote_counts(log: pd.DataFrame) -> NDArray[np.int64]:
     """The votes of each class ``(rows, K)``, a copy; K is 0 if the log does not hold them."""
-    names = [name for name in log.columns if str(name).startswith("count_")]
-    return log[names].to_numpy(dtype=np.int64, copy=True)
+    classes = _sparse_classes(log)
+    if not classes:
+        names = [name for name in log.columns if str(name).startswith("count_")]
+        return log[names].to_numpy(dtype=np.int64, copy=True)
+    counts = np.zeros((len(log), classes), dtype=np.int64)
+    for row, cell in zip(counts, log[f"{_SPARSE}{classes}"], strict=True):
+        for part in cell.split():
+            k, votes = part.split(":")
+            row[int(k)] = int(votes)
+    return counts
+
+
+def _sparse_classes(log: pd.DataFrame, where: object = "log") -> int:
+    """The number of classes of a log with one column for all counts, each cell looked at; or 0."""
+    for name in log.columns:
+        if not re.fullmatch(_SPARSE + r"[1-9]\d{0,8}", str(name)):
+            continue
+        classes = int(name.removeprefix(_SPARSE))
+        for row, cell in enumerate(log[name]):
+            parts = re.findall(r"(\d+):\d{1,15}(?: |$)", cell) if isinstance(cell, str) else []
+            right = isinstance(cell, str) and len(parts) == len(cell.split())
+            if not right or any(int(k) >= classes for k in parts):
+                raise _wrong_cell(where, name, cell, row)
+        return classes
+    return 0

@@ -20,20 +20,21 @@ from trustml_helpers._support.ledger import Ledger, LogError
 from trustml_helpers._support.processes import progress_bar, team
 from trustml_helpers._support.randomness import keyed_generator
 from trustml_helpers._support.tensors import IMAGES, LABELS, one_label_each
-from trustml_helpers.certification.log import COLUMNS, floor, read_log
+from trustml_helpers.certification.log import COLUMNS, count_cells, count_columns, floor, read_log
 from trustml_helpers.smoothing import BOUND, DTYPES, LAYOUTS, SHARES, Execution, SmoothedClassifier
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def _labelled(images: Tensor, labels: Tensor) -> None:
+def _labelled(smoothed: SmoothedClassifier, images: Tensor, labels: Tensor) -> None:
     one_label_each(images, labels.to(images.device))
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < smoothed.num_classes:
+        raise ValueError(f"labels {int(labels.min())} to {int(labels.max())}: expected 0 to "
+                         f"{smoothed.num_classes - 1}, the classes of the network")  # fmt: skip
 
 
-def _numbers_fit(
-    images: Tensor, labels: Tensor, indices: list[int] | None, numbers: list[int] | None
-) -> None:
+def _numbers_fit(images: Tensor, indices: list[int] | None, numbers: list[int] | None) -> None:
     for name, given in (("indices", indices), ("numbers", numbers)):
         if given is not None and len(set(given)) != len(given):
             raise ValueError(f"{name}: expected each at most once, got {len(given)} with repeats")
@@ -44,8 +45,6 @@ def _numbers_fit(
         raise ValueError("images is empty: nothing to certify")
     if indices is not None and max(indices) >= len(images):
         raise ValueError(f"indices={max(indices)}: expected 0 to {len(images) - 1}")
-    if (labels < 0).any():
-        raise ValueError(f"labels={int(labels.min())}: expected classes from 0 on")
 
 
 @declared(
@@ -95,7 +94,7 @@ def certify_dataset(
             written by another process.
     """
     with _settled(
-        path, smoothed, images, labels, numbers, indices, resume, n0=n0, n=n,
+        path, smoothed, images, labels, numbers, indices, resume, progress, n0=n0, n=n,
         alpha=alpha, bound=bound, seed=seed, batch_size=batch_size, layout=layout, dtype=dtype,
         compiled=compiled,
     ) as run:  # fmt: skip
@@ -122,14 +121,15 @@ class _Run(NamedTuple):
 @contextmanager
 def _settled(
     path: str | Path, smoothed: SmoothedClassifier, images: Tensor, labels: Tensor,
-    numbers: Sequence[int] | None, indices: Sequence[int] | None, resume: bool, **settings: Any,
+    numbers: Sequence[int] | None, indices: Sequence[int] | None, resume: bool, progress: bool,
+    **settings: Any,
 ) -> Iterator[_Run]:  # fmt: skip
     """Begin a log, or find where to go on; in the end join what the processes have written."""
     numbers = range(len(images)) if numbers is None else numbers
     place = {number: k for k, number in enumerate(numbers)}
     order = [numbers[k] for k in (range(len(images)) if indices is None else indices)]
     classes = smoothed.num_classes
-    ledger = Ledger(path, "\t".join([*COLUMNS, *(f"count_{k}" for k in range(classes))]))
+    ledger = Ledger(path, "\t".join([*COLUMNS, *count_columns(classes)]))
     settings |= {
         "sigma": smoothed.sigma, "num_classes": classes,
         "shares_of_alpha": list(SHARES) if settings["bound"] == "two_class" else [1.0],
@@ -142,7 +142,8 @@ def _settled(
         def begin() -> tuple[Execution, set[int]]:
             new, known = not ledger.path.exists(), ledger.known(settings, resume=resume)
             k = place[order[0]]
-            found = _execution(ledger, known, settings, smoothed, images[k : k + 1])
+            trial = {"votes": len(order) * (settings["n0"] + settings["n"]), "progress": progress}
+            found = _execution(ledger, known, settings, smoothed, images[k : k + 1], trial)
             held.enter_context(ledger.held(new=new))
             image = {"image": order[0], "image_sha256": _digest(images[k], labels[k])}
             about = settings | found._asdict() | image | _versions()
@@ -167,12 +168,12 @@ def _settled(
 
 def _execution(
     ledger: Ledger, known: dict[str, Any] | None, wanted: dict[str, Any],
-    smoothed: SmoothedClassifier, image: Tensor,
+    smoothed: SmoothedClassifier, image: Tensor, trial: dict[str, Any],
 ) -> Execution:  # fmt: skip
     """How a log was made, or for a new one how it is to be; refused before a file is touched."""
     if known is None:
         asked = {name: wanted[name] for name in ("batch_size", "layout", "dtype")}
-        found = smoothing.search(smoothed, image, **asked)
+        found = smoothing.search(smoothed, image, **asked, **trial)
         found = found._replace(compiled=bool(wanted["compiled"]))
     else:
         needed = [*Execution._fields, *(["image_sha256"] if "image" in known else [])]
@@ -197,7 +198,7 @@ def _versions() -> dict[str, str]:
 def _row(number: int, label: int, found: smoothing.Certificates, seconds: float) -> str:
     predicted, radius = int(found.prediction), floor(float(found.radius))
     cells = [number, label, predicted, f"{radius:.6f}", int(predicted == label), f"{seconds:.4f}",
-             *found.counts[0].tolist()]  # fmt: skip
+             *count_cells(found.counts[0].tolist())]  # fmt: skip
     return "\t".join(map(str, cells)) + "\n"
 
 

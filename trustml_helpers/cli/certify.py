@@ -30,6 +30,7 @@ def certify(
     split: inputs.Split = "test",
     every: inputs.Every = 1,
     limit: inputs.Limit = None,
+    groups: inputs.Groups = None,
     sigma: inputs.Sigma = None,
     n0: Annotated[int, option("Selection samples per image.")] = 100,
     n: Annotated[int, option("Estimation samples per image.")] = 100_000,
@@ -75,7 +76,7 @@ def certify(
     """
     chosen = inputs.images(data_set, split, root, every, limit)
     where = inputs.device(device)
-    smoothed = _smoothed(model, sigma, chosen, where)
+    smoothed, chosen = _smoothed(model, sigma, chosen, groups, where)
     table = certification.certify_dataset(
         smoothed, chosen.x.to(where), chosen.y, log, n0=n0, n=n, alpha=alpha, bound=bound,
         numbers=chosen.numbers, seed=seed, batch_size=batch_size,
@@ -93,6 +94,7 @@ def predict(
     split: inputs.Split = "test",
     every: inputs.Every = 1,
     limit: inputs.Limit = None,
+    groups: inputs.Groups = None,
     sigma: inputs.Sigma = None,
     n: Annotated[int, option("Noisy copies of each image.")] = 1000,
     alpha: inputs.Alpha = 0.001,
@@ -105,9 +107,10 @@ def predict(
     inputs.check_output(output)
     chosen = inputs.images(data_set, split, root, every, limit)
     where = inputs.device(device)
-    smoothed = _smoothed(model, sigma, chosen, where)
+    smoothed, chosen = _smoothed(model, sigma, chosen, groups, where)
     one = chosen.x[:1].to(where)
-    found = smoothing.search(smoothed, one, batch_size=batch_size)
+    votes = n * len(chosen.x)
+    found = smoothing.search(smoothed, one, batch_size=batch_size, votes=votes, progress=True)
     smoothed = smoothing.prepare(smoothed, found, one)
     generator = torch.Generator(where).manual_seed(seed)
     parts = [
@@ -206,8 +209,8 @@ def _settings(log: Path) -> dict[str, Any]:
 
 
 def _smoothed(
-    name: str, sigma: float | None, chosen: inputs.Images, where: torch.device
-) -> smoothing.SmoothedClassifier:
+    name: str, sigma: float | None, chosen: inputs.Images, groups: str | None, where: torch.device
+) -> tuple[smoothing.SmoothedClassifier, inputs.Images]:
     model = inputs.network(name)
     sigma = getattr(model, "card", {}).get("sigma") if sigma is None else sigma
     if sigma is None:
@@ -218,7 +221,9 @@ def _smoothed(
             classes = logits_of(model, chosen.x[:1].to(where)).shape[1]
     except Exception as error:  # whatever a network raises on images that it cannot take
         raise ValueError(f"model={name!r}: {inputs.reason(error)}") from error
-    return smoothing.SmoothedClassifier(model, sigma, num_classes=classes)
+    model, labels = inputs.grouped(model, groups, chosen.y, classes)
+    classes = classes if groups is None else model.classes
+    return smoothing.SmoothedClassifier(model, sigma, classes), chosen._replace(y=labels)
 
 
 def _print(logs: dict[str, pd.DataFrame]) -> None:

@@ -32,9 +32,9 @@ Network = Annotated[str, typer.Argument(
     "(n, C, H, W) in [0, 1] (normalise inside) and returns logits (n, K)."
 )]  # fmt: skip
 DataSet = Annotated[str, option(
-    "mnist (ships with the course); fashion_mnist, cifar10, imagenet (torchvision's files, see "
-    "--root); an .npz file with the arrays images (uint8, or floating point in [0, 1]) and labels; "
-    "or module:function, which returns both as tensors.", "--data",
+    "mnist, photos (ship with the course); fashion_mnist, cifar10, imagenet (torchvision's files, "
+    "see --root); an .npz file with the arrays images (uint8, or floating point in [0, 1]) and "
+    "labels; or module:function, which returns both as tensors.", "--data",
 )]  # fmt: skip
 Root = Annotated[Path | None, option("Folder of torchvision's files.")]
 Split = Annotated[str, option(
@@ -48,6 +48,11 @@ Seed = Annotated[int, option("Seed of everything random; same seed, same result.
 Sigma = Annotated[float | None, option(
     "Standard deviation of the noise, in units of pixels in [0, 1]; a checkpoint's training sigma "
     "if not given."
+)]  # fmt: skip
+Groups = Annotated[str | None, option(
+    "Classes that count as one: a CSV with the columns class and group (words); a class that is "
+    "not listed is a group of its own. imagenet: the near-synonyms that ship with the course.",
+    "--groups",
 )]  # fmt: skip
 Alpha = Annotated[float, option("Error probability per image.")]
 Every = Annotated[int, option("Take every k-th image: 0, k, 2k, ...")]
@@ -87,6 +92,8 @@ def images(name: str, split: str, root: Path | None, every: int, limit: int | No
     """
     if name == "mnist" and root is None:
         x, y = data.load_mnist(split)
+    elif name == "photos":
+        x, y, _ = data.load_photos()
     elif name.endswith(".npz"):
         x, y = _arrays(name)
     elif _is_attribute(name):
@@ -104,6 +111,31 @@ def images(name: str, split: str, root: Path | None, every: int, limit: int | No
         )
     chosen = indices(len(x), every, limit)
     return Images(x[chosen], y[chosen], chosen)
+
+
+def grouped(model: Any, groups: str | None, y: Tensor, classes: int) -> tuple[Any, Tensor]:
+    """The network and the labels with groups of classes for classes, as :data:`Groups` says."""
+    if groups is None:
+        return model, y
+    number = data.load_groups()[0] if groups == "imagenet" else _groups(groups, classes)
+    if len(number) != classes or int(y.max()) >= classes:
+        raise ValueError(f"groups={groups!r}: for {len(number)} classes; the network has {classes}"
+                         f", labels up to {int(y.max())}")  # fmt: skip
+    return models.Grouped(model, number).eval(), torch.tensor(number)[y]
+
+
+def _groups(path: str, classes: int) -> list[int]:
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path)
+        given = dict(zip(wholes()("class", table["class"]).tolist(), table["group"], strict=True))
+    except Exception as error:  # a file that is none, or another table
+        raise ValueError(f"groups={path!r}: expected a CSV with the columns class, whole numbers, "
+                         f"and group ({error})") from error  # fmt: skip
+    own = [str(given.get(k, f"class {k}")) for k in range(classes)]
+    names = list(dict.fromkeys(own))
+    return [names.index(name) for name in own]
 
 
 @declared(every=whole(1), limit=maybe(whole(1)))

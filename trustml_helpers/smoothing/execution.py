@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import sys
 import time
 from typing import Any, NamedTuple
 
@@ -15,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from trustml_helpers._support.arguments import Rule, declared, maybe, one_of, whole
+from trustml_helpers._support.calling import out_of_memory, suited_batch
+from trustml_helpers._support.processes import progress_bar
 from trustml_helpers.smoothing.classifier import SmoothedClassifier
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -108,21 +112,29 @@ def prepare(
     return prepared
 
 
-@declared(largest=whole(1), **{name: maybe(rule) for name, rule in _EXECUTION.items()})
+SECONDS, SHARE_OF_RUN, SHARE_OF_MEMORY = 20.0, 0.1, 0.25  # what a trial may cost
+
+
+@declared(largest=whole(1), votes=maybe(whole(1)),
+          **{name: maybe(rule) for name, rule in _EXECUTION.items()})  # fmt: skip
 def search(
     smoothed: SmoothedClassifier, image: Tensor, *, batch_size: int | None = None,
     layout: str | None = None, dtype: str | None = None, largest: int = 4096,
+    votes: int | None = None, progress: bool = False,
 ) -> Execution:  # fmt: skip
     """The batch size and memory layout with the most votes per second here, by a short trial.
 
-    Layouts are compared at 64 copies; then the batch is doubled for as long as that helps. Takes
-    a second or two for a small network, a few forward passes of each size for a large one.
+    Layouts are compared at a small batch, of 8 to 64 copies by the size of the image; then the
+    batch is doubled for as long as that helps. The trial ends, with the best that it has seen,
+    before it takes 20 seconds, a tenth of the run, or a quarter of the memory.
 
     Args:
         smoothed: the smoothed classifier.
         image: one image ``(1, ...)`` on the device of the network.
         batch_size, layout, dtype: kept if given; the dtype is the network's own if not.
         largest: of the batches tried.
+        votes: of the whole run, if known.
+        progress: say what is tried.
 
     Returns:
         An :class:`Execution`. Where two are equally fast, another trial may find the other.
@@ -134,7 +146,7 @@ def search(
     model = smoothed.base_classifier
     start = as_given(model, image)
     start = Execution(
-        64 if batch_size is None else batch_size,
+        min(64, suited_batch(image)) if batch_size is None else batch_size,
         start.layout if layout is None else layout,
         start.dtype if dtype is None else dtype,
     )
@@ -142,29 +154,67 @@ def search(
     candidates = [start._replace(layout=name) for name in LAYOUTS] if free else [start]
     if batch_size is not None and len(candidates) == 1:
         return start
-    speeds = {each: _votes_per_second(smoothed, image, each) for each in candidates}
-    found = max(speeds, key=speeds.__getitem__)
-    speed, size = speeds[found], 2 * found.batch_size
-    while batch_size is None and size <= largest:
+    began, found, speed = time.perf_counter(), start, 0.0
+    bar = progress_bar(progress)(desc="trial")
+    while candidates:
+        each = candidates.pop(0)
+        bar.set_postfix(batch=each.batch_size, layout=each.layout)
+        before = _memory(image.device)
         try:
-            now = _votes_per_second(smoothed, image, found._replace(batch_size=size))
-        except torch.OutOfMemoryError:
+            now = _votes_per_second(smoothed, image, each)
+        except RuntimeError as error:
+            if not out_of_memory(error) or speed == 0:
+                raise
             break
-        if now < 0.9 * speed:
+        bar.set_postfix(batch=each.batch_size, layout=each.layout, votes_per_second=round(now))
+        bar.update()
+        larger = each.batch_size > start.batch_size
+        if larger and now < 0.9 * speed:
             break  # once beyond the caches it only gets worse
-        if now > 1.03 * speed:
-            found, speed = found._replace(batch_size=size), now
-        size *= 2
+        if now > (1.03 if larger else 1.0) * speed:
+            found, speed = each, now
+        double = found._replace(batch_size=2 * each.batch_size)
+        left = min(SECONDS, SHARE_OF_RUN * (votes or math.inf) / speed)
+        left -= time.perf_counter() - began
+        if 2 * _TRIES * double.batch_size / speed > left:
+            break
+        if 2 * (_memory(image.device) - before) > SHARE_OF_MEMORY * _all_memory(image.device):
+            break
+        if not candidates and batch_size is None and double.batch_size <= largest:
+            candidates = [double]
+    bar.close()
     return found
 
 
+_TRIES = 4
+
+
 def _votes_per_second(smoothed: SmoothedClassifier, image: Tensor, execution: Execution) -> float:
-    """The best of three short runs after one to warm up."""
+    """The best of three short runs after one to warm up; that one alone if it is long."""
     prepared, batch = prepare(smoothed, execution, image), execution.batch_size
-    generator, best = torch.Generator(image.device).manual_seed(0), math.inf
-    for attempt in range(4):
+    generator, times = torch.Generator(image.device).manual_seed(0), [0.0]
+    while len(times) <= _TRIES and times[-1] < 1:
         started = time.perf_counter()
         prepared.sample_under_noise(image, 2 * batch, generator, batch)
-        if attempt > 0:
-            best = min(best, time.perf_counter() - started)
-    return 2 * batch / best
+        times.append(time.perf_counter() - started)
+    return 2 * batch / min(times[2:] or times[1:])
+
+
+def _memory(device: torch.device) -> int:
+    """The most bytes that were ever in use."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _all_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
