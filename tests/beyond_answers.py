@@ -121,6 +121,23 @@ def unpaired(new, old):
     return (new - old).mean(), math.sqrt((new.var(ddof=1) + old.var(ddof=1)) / len(new))
 
 
+# --- groups of classes ----------------------------------------------------------------------------
+
+
+def group_votes(counts, group):
+    return torch.zeros(int(group.max()) + 1, dtype=torch.int64).index_add(0, group, counts)
+
+
+def group_votes_loop(counts, group):
+    return [int(counts[group == g].sum()) for g in range(int(group.max()) + 1)]
+
+
+def by_group(summary):
+    return lambda counts, group: torch.stack(
+        [summary(counts[group == g]) for g in range(int(group.max()) + 1)]
+    )
+
+
 def with_options(function, **options):
     return lambda *given: function(*given, **options)
 
@@ -131,6 +148,7 @@ RIGHT = {
     "when_to_stop": [stop, stop_vectorised],
     "consistency_loss": [consistency, consistency_loop],
     "paired_gain": [paired, paired_torch],
+    "group_votes": [group_votes, group_votes_loop],
 }
 WRONG = {
     "ladder": {
@@ -162,6 +180,13 @@ WRONG = {
         "a sum over the images": with_options(consistency, fault="sum"),
         "average the probabilities": with_options(consistency, fault="logits"),
         "lam and eta are swapped": lambda z, y, lam, eta: consistency(z, y, eta, lam),
+    },
+    "group_votes": {
+        "its classes add up": by_group(lambda votes: votes.max()),
+        "not their votes": lambda counts, group: group.bincount(),
+        "shares, not votes": lambda counts, group: group_votes(counts, group) / counts.sum(),
+        "the mean of the classes": by_group(lambda votes: votes.double().mean()),
+        "returns shape": lambda counts, group: counts,
     },
     "paired_gain": {
         "take the deviation of the differences": unpaired,

@@ -184,6 +184,22 @@ def pgd_linf_along_gradient(model, x, y, eps, step_size, steps, start):
     return z
 
 
+def towards(model, x, target, eps, step_size, steps, fault=""):
+    """The reference, with a step downhill."""
+    return pgd(model, x, target, eps, -step_size, steps, torch.zeros_like(x), "linf", fault)
+
+
+def towards_bounds(model, x, target, eps, step_size, steps):
+    return pgd_bounds(model, x, target, eps, -step_size, steps, torch.zeros_like(x))
+
+
+def towards_unclipped(model, x, target, eps, step_size, steps):
+    z = x
+    for _ in range(steps):
+        z = torch.clamp(z - step_size * grad(model, z, target).sign(), x - eps, x + eps)
+    return z
+
+
 def pgd_linf_bare_start(model, x, y, eps, step_size, steps, start):
     z = x + start
     for _ in range(steps):
@@ -679,6 +695,7 @@ RIGHT = {
     "pgd": [pgd, pgd_loop, pgd_box_first],
     "pgd_linf": [pgd_linf, pgd_bounds],
     "steepest": [steepest, steepest_by_hand],
+    "towards": [towards, towards_bounds],
     "adversarial_step": [step, step_by_hand],
     "trades_loss": [trades, trades_with()],
     "numerical_gradient": [central, central_rows],
@@ -761,6 +778,12 @@ WRONG = {
         "the step is that of l2": pgd_linf_l2_step,
         "twice as long": lambda *given: pgd_bounds(*given, size=2),
         "missing 1 required positional argument": pgd,
+    },
+    "towards": {
+        "subtract the step": lambda m, x, t, eps, size, n: towards(m, x, t, eps, -size, n),
+        "does not project onto the ball": lambda *given: towards(*given, fault="project"),
+        "one step too few": lambda m, x, t, eps, size, n: towards(m, x, t, eps, size, n - 1),
+        "does not clip to [0, 1]": towards_unclipped,
     },
     "steepest": {
         "goes the wrong way": lambda w, norm: -steepest(w, norm),

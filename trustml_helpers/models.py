@@ -188,6 +188,7 @@ class Grouped(nn.Module):
         super().__init__()
         self.model, self.classes = model, max(groups) + 1
         self.register_buffer("groups", torch.tensor(groups))
+        self.__dict__["card"] = getattr(model, "card", {})
 
     def forward(self, x: Tensor) -> Tensor:
         logits = logits_of(self.model, x, len(self.groups))

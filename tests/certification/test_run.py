@@ -680,3 +680,64 @@ def test_a_log_that_came_meanwhile_is_not_overwritten(case, tmp_path, monkeypatc
     with pytest.raises(LogError, match="written meanwhile: start again"):
         certification.certify_dataset(*case, path, **SETTINGS)
     assert len(certification.read_log(path)) == 8
+
+
+# --- many classes ---------------------------------------------------------------------------------
+
+
+def by_brightness(x):
+    """150 classes, by the mean of the pixels."""
+    place = torch.linspace(0, 1, 150)
+    return -((x.flatten(1).mean(1, keepdim=True) - place) ** 2)
+
+
+@pytest.fixture
+def crowd():
+    images = torch.linspace(0.1, 0.9, 6).view(6, 1, 1, 1).expand(6, 1, 8, 8).contiguous()
+    labels = by_brightness(images).argmax(1)
+    return SmoothedClassifier(by_brightness, 0.01, 150), images, labels
+
+
+def test_a_log_of_many_classes_holds_the_votes_above_0(crowd, tmp_path):
+    path = tmp_path / "log.tsv"
+    table = certification.certify_dataset(*crowd, path, **SETTINGS)
+    head, *lines = path.read_text().splitlines()
+    assert head == "idx\tlabel\tpredict\tradius\tcorrect\ttime\tcounts_of_150"
+    assert max(len(line) for line in lines) < 100
+    counts = certification.vote_counts(table)
+    assert counts.shape == (6, 150)
+    assert (counts.sum(1) == 60).all()
+    for k in range(6):
+        generator = certification.run.keyed_generator(0, k, "cpu")
+        found = crowd[0].certify(crowd[1][[k]], 20, 60, 0.01, generator=generator, batch_size=64)
+        assert found.counts[0].tolist() == counts[k].tolist()
+    assert certification.audit_log(table, 0.01, alpha=0.01, n=60).passed
+    again = certification.rebound(table, 0.01, 60, 0.01)
+    assert np.allclose(again["radius"], table["radius"], atol=1e-6)
+
+
+def test_a_log_of_many_classes_goes_on_after_a_kill(crowd, tmp_path):
+    whole, path = tmp_path / "whole.tsv", tmp_path / "log.tsv"
+    certification.certify_dataset(*crowd, whole, **SETTINGS, batch_size=64)
+    certification.certify_dataset(*crowd, path, **SETTINGS, batch_size=64, indices=[0, 1, 2])
+    path.write_text(path.read_text()[:-4])  # in the middle of the votes
+    certification.certify_dataset(*crowd, path, **SETTINGS, batch_size=64)
+    assert rows(path) == rows(whole)
+
+
+@pytest.mark.parametrize("cell", ["7:59 150:1", "7:", "x", "7:3,8:2", ":4", "-1:3", ""])
+def test_a_damaged_cell_of_votes_is_refused(crowd, tmp_path, cell):
+    path = tmp_path / "log.tsv"
+    certification.certify_dataset(*crowd, path, **SETTINGS)
+    first, second, *rest = path.read_text().splitlines()
+    second = "\t".join([*second.split("\t")[:-1], cell])
+    path.write_text("\n".join([first, second, *rest]) + "\n")
+    with pytest.raises(LogError, match=r"counts_of_150 is .* in row 1 below the header; restore"):
+        certification.read_log(path)
+
+
+def test_labels_beyond_the_classes_are_refused(case, tmp_path):
+    g, images, labels = case
+    with pytest.raises(ValueError, match="labels 0 to 5: expected 0 to 1, the classes of the net"):
+        certification.certify_dataset(g, images, labels * 5, tmp_path / "log.tsv", **SETTINGS)
+    assert not list(tmp_path.iterdir())

@@ -273,9 +273,8 @@ def _sparse_classes(log: pd.DataFrame, where: object = "log") -> int:
             continue
         classes = int(name.removeprefix(_SPARSE))
         for row, cell in enumerate(log[name]):
-            parts = re.findall(r"(\d+):\d{1,15}(?: |$)", cell) if isinstance(cell, str) else []
-            right = isinstance(cell, str) and len(parts) == len(cell.split())
-            if not right or any(int(k) >= classes for k in parts):
+            right = re.fullmatch(r"\d+:\d{1,15}( \d+:\d{1,15})*", str(cell))
+            if not right or max(int(part.split(":")[0]) for part in cell.split()) >= classes:
                 raise _wrong_cell(where, name, cell, row)
         return classes
     return 0

@@ -23,11 +23,13 @@ from trustml_helpers.checks.attacks import (
     pgd,
     pgd_linf,
     steepest,
+    towards,
     trades_loss,
 )
 from trustml_helpers.checks.beyond import (
     consistency_loss,
     ever_crosses,
+    group_votes,
     ladder,
     paired_gain,
     when_to_stop,
@@ -50,9 +52,9 @@ from trustml_helpers.checks.smoothing import (
 __all__ = [
     "MASKED_EPS", "CheckFailed", "HomeworkError", "accuracy_left", "adversarial_step",
     "average_certified_radius", "break_masked", "certified_accuracy", "certify",
-    "consistency_loss", "danskin_gradient", "ever_crosses", "fgsm", "grade", "ladder",
-    "linear_attack", "lower_conf_bound", "masked_defenses", "noisy_loss", "numerical_gradient",
-    "paired_gain", "pgd", "pgd_linf", "predict", "reading", "release", "sample_under_noise",
-    "samples_needed", "score", "steepest", "trades_loss", "two_class_radius", "when_to_stop",
-    "worst_classifier",
+    "consistency_loss", "danskin_gradient", "ever_crosses", "fgsm", "grade", "group_votes",
+    "ladder", "linear_attack", "lower_conf_bound", "masked_defenses", "noisy_loss",
+    "numerical_gradient", "paired_gain", "pgd", "pgd_linf", "predict", "reading", "release",
+    "sample_under_noise", "samples_needed", "score", "steepest", "towards", "trades_loss",
+    "two_class_radius", "when_to_stop", "worst_classifier",
 ]  # fmt: skip

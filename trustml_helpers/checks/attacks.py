@@ -277,6 +277,31 @@ def pgd_linf(answer: Answer, case: Cases, generator: torch.Generator) -> None:
     _paths(without_norm, case, generator, ("linf",))
 
 
+@check
+def towards(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """In "A real network": targeted PGD, ``(model, x, target, eps, step_size, steps) -> x_adv``."""
+    named = _PATH_FAULTS | _ONE_NORM | {
+        "descend": "the loss of the target rises: subtract the step",
+    }  # fmt: skip
+    for name, eps, steps, dtype in (
+        ("inside [0, 1]", 0.1, 4, torch.float64), ("pixels near 0 and 1", 0.5, 4, torch.float64),
+        ("float32, three steps", 0.2, 3, torch.float32),
+    ):  # fmt: skip
+        network = _small(dtype, generator)
+        x, target = _images(generator, dtype)
+        given = (network, x, target, eps, -0.3 * eps, steps, torch.zeros_like(x), "linf")
+        with case(name):
+            found = _attacked(answer, network, x, target, eps, 0.3 * eps, steps)
+            expected = _path(*given).double()
+            if torch.allclose(found, expected, atol=1e-4):
+                continue
+            for fault, what in named.items():
+                if torch.allclose(found, _path(*given, fault).double(), atol=1e-4):
+                    raise Wrong(what)
+            stays(found, x.double(), eps, "linf")
+            agree(found, expected, {}, unit=" pixel units")
+
+
 def _paths(answer: Answer, case: Cases, generator: torch.Generator, norms: tuple[str, ...]) -> None:
     for name, norm, eps, steps, dtype, far in (
         ("l-inf, inside [0, 1]", "linf", 0.1, 4, torch.float64, 1.0),

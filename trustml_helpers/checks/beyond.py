@@ -56,6 +56,28 @@ def ladder(answer: Answer, case: Cases, generator: torch.Generator) -> None:
 
 
 @check
+def group_votes(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """The votes of groups of classes, ``(counts (K,), group (K,)) -> (G,)``."""
+    for name, group in (
+        ("neighbours", [0, 0, 1, 1, 2]), ("apart", [1, 0, 2, 0, 1, 1]), ("one group", [0, 0, 0]),
+    ):  # fmt: skip
+        of_class = torch.tensor(group)
+        counts = torch.randint(1, 90, of_class.shape, generator=generator)
+        per = [counts[of_class == g] for g in range(max(group) + 1)]
+        expected = torch.stack([votes.sum() for votes in per])
+        with case(name):
+            found = tensor(answer(counts.clone(), of_class), expected, "the votes of each group")
+            agree(found, expected, {
+                "the largest votes in each group: its classes add up":
+                    torch.stack([votes.max() for votes in per]),
+                "how many classes a group has, not their votes": of_class.bincount(),
+                "shares, not votes": expected / counts.sum(),
+                "the mean of the classes: they add up":
+                    torch.stack([votes.double().mean() for votes in per]),
+            })  # fmt: skip
+
+
+@check
 def ever_crosses(answer: Answer, case: Cases, generator: torch.Generator) -> None:
     """Probability that a count ever reaches a boundary, ``(p, looks, success) -> float``."""
     p = 0.6 + 0.2 * torch.rand((), generator=generator).item()

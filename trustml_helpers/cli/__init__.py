@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 import warnings
 
+import torch
 import typer
 
+from trustml_helpers._support.processes import keep_freed_memory
 from trustml_helpers.checks import HomeworkError
 from trustml_helpers.cli import attack, certify, homework, study, train
 from trustml_helpers.data import DataError
@@ -28,12 +30,13 @@ app.add_typer(study.app, name="study")
 
 def main() -> None:
     """Run the command line; what the user can mend is one sentence, not a traceback."""
+    keep_freed_memory()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: typer.echo(f"note: {message}", err=True)
             app()
     except (ValueError, TypeError, OSError, FloatingPointError, CheckpointError, DataError,
-            HomeworkError) as error:  # fmt: skip
+            HomeworkError, torch.OutOfMemoryError) as error:  # fmt: skip
         for sentence in (f"error: {error}", *getattr(error, "__notes__", ())):
             typer.echo(sentence, err=True)
         sys.exit(2)

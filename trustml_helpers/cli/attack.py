@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from trustml_helpers import attacks, data, models, robustness
+from trustml_helpers import attacks, robustness
 from trustml_helpers._support.arguments import one_of
 from trustml_helpers.cli import inputs
 from trustml_helpers.cli.inputs import Seed, option
@@ -22,7 +22,7 @@ Steps = Annotated[int, option("Steps of PGD.")]
 
 
 def attack(
-    model: inputs.Checkpoint,
+    model: inputs.Network,
     attack: Annotated[str, option("Which one.", metavar="|".join(NAMES))] = "pgd",
     norm: Norm = "linf",
     eps: Eps = 0.3,
@@ -35,25 +35,27 @@ def attack(
     loss: Annotated[
         str, option("Of fgsm, pgd, auto_pgd.", metavar="cross_entropy|margin|dlr")
     ] = "cross_entropy",
+    data_set: inputs.DataSet = "mnist",
+    root: inputs.Root = None,
     split: inputs.Split = "test",
-    every: Annotated[int, option("Attack every so many images.")] = 1,
-    limit: Annotated[int | None, option("Attack only the first of them.")] = None,
+    every: inputs.Every = 1,
+    limit: inputs.Limit = None,
+    groups: inputs.Groups = None,
+    device: inputs.Device = None,
     batch_size: Annotated[int, option("Images at a time.")] = 256,
     seed: Seed = 0,
     output: Annotated[
         Path | None, option("CSV: per image what it falls to. A run that was killed goes on.")
     ] = None,
 ) -> None:  # fmt: skip
-    """Attack a network on MNIST and print its accuracy before and after.
+    """Attack a network and print its accuracy before and after.
 
     The accuracy under an attack is an upper bound on the true robust accuracy. "suite" runs
     Auto-PGD on two losses and Square, each on what the others left: report its worst case.
     """
     inputs.check_output(output)
-    network = models.load(model)
-    x, y = data.load_mnist(split)
-    chosen = inputs.indices(len(x), every, limit)
-    x, y = x[chosen], y[chosen]
+    chosen = inputs.images(data_set, split, root, every, limit)
+    network, (x, y, numbers), _ = inputs.ready(model, chosen, groups, inputs.device(device))
     about: dict[str, Any] = {
         "attack": one_of(*NAMES)("attack", attack), "norm": norm, "eps": eps, "steps": steps,
         "step_size": step_size, "restarts": restarts, "queries": queries, "loss": loss,
@@ -67,7 +69,7 @@ def attack(
     with TemporaryDirectory() as folder:
         log = robustness.attack_dataset(
             network, x, y, make, output or Path(folder) / "log.csv",
-            about={"model": model, "split": split, **about}, numbers=chosen,
+            about=_named(model, data_set, split, groups) | about, numbers=numbers,
             batch_size=batch_size, seed=seed,
         )  # fmt: skip
     shares = robustness.summary(log, list(make(torch.Generator())))
@@ -77,23 +79,37 @@ def attack(
         typer.echo(f"wrote {output}")
 
 
+def _named(model: str, data_set: str, split: str, groups: str | None) -> dict[str, str]:
+    """Network and images as a log names them; MNIST without groups as logs always did."""
+    more = {"data": data_set} if data_set != "mnist" else {}
+    return {"model": model, "split": split} | more | ({"groups": groups} if groups else {})
+
+
 def diagnose(
-    model: inputs.Checkpoint,
+    model: inputs.Network,
     norm: Norm = "linf",
     eps: Eps = 0.3,
     steps: Steps = 40,
     queries: Annotated[int, option("Evaluations per image without gradient.")] = 500,
-    limit: Annotated[int, option("Use the first test images.")] = 300,
+    data_set: inputs.DataSet = "mnist",
+    root: inputs.Root = None,
+    split: inputs.Split = "test",
+    every: inputs.Every = 1,
+    limit: Annotated[int, option("Use at most this many of them.")] = 300,
+    groups: inputs.Groups = None,
+    device: inputs.Device = None,
+    batch_size: Annotated[int, option("Images at a time.")] = 256,
     seed: Seed = 0,
 ) -> None:
     """Ask whether an accuracy under attack can be believed: the checklist of the literature.
 
     Ends with exit code 1 if anything is flagged.
     """
-    x, y = inputs.first(data.load_mnist("test"), limit)
+    chosen = inputs.images(data_set, split, root, every, limit)
+    network, (x, y, _), _ = inputs.ready(model, chosen, groups, inputs.device(device))
     report = robustness.diagnose(
-        models.load(model), x, y, eps, norm=norm, steps=steps, queries=queries,
-        generator=torch.Generator().manual_seed(seed),
+        network, x, y, eps, norm=norm, steps=steps, queries=queries, batch_size=batch_size,
+        generator=torch.Generator(x.device).manual_seed(seed),
     )  # fmt: skip
     typer.echo(str(report))
     if not report.passed:

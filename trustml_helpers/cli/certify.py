@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
-from torch import nn
 
 from trustml_helpers import certification, smoothing
 from trustml_helpers._support.arguments import declared, whole
-from trustml_helpers._support.calling import logits_of
 from trustml_helpers._support.ledger import read_settings, settings_file
 from trustml_helpers._support.processes import progress_bar
 from trustml_helpers.cli import inputs
@@ -78,7 +76,7 @@ def certify(
     where = inputs.device(device)
     smoothed, chosen = _smoothed(model, sigma, chosen, groups, where)
     table = certification.certify_dataset(
-        smoothed, chosen.x.to(where), chosen.y, log, n0=n0, n=n, alpha=alpha, bound=bound,
+        smoothed, chosen.x, chosen.y, log, n0=n0, n=n, alpha=alpha, bound=bound,
         numbers=chosen.numbers, seed=seed, batch_size=batch_size,
         layout=layout, dtype=dtype, compiled=compiled,
     )  # fmt: skip
@@ -108,16 +106,16 @@ def predict(
     chosen = inputs.images(data_set, split, root, every, limit)
     where = inputs.device(device)
     smoothed, chosen = _smoothed(model, sigma, chosen, groups, where)
-    one = chosen.x[:1].to(where)
-    votes = n * len(chosen.x)
+    one = chosen.x[:1]
+    votes = max(n, 0) * len(chosen.x) or None  # n is refused below
     found = smoothing.search(smoothed, one, batch_size=batch_size, votes=votes, progress=True)
     smoothed = smoothing.prepare(smoothed, found, one)
     generator = torch.Generator(where).manual_seed(seed)
     parts = [
-        smoothed.predict(few.to(where), n, alpha, generator=generator, batch_size=found.batch_size)
+        smoothed.predict(few, n, alpha, generator=generator, batch_size=found.batch_size)
         for few in progress_bar(True)(chosen.x.split(20), desc="predict")
     ]
-    predicted = torch.cat(parts)
+    predicted, chosen = torch.cat(parts).cpu(), chosen._replace(y=chosen.y.cpu())
     for name, share in {
         "right": predicted == chosen.y,
         "abstained": predicted == smoothing.ABSTAIN,
@@ -211,19 +209,11 @@ def _settings(log: Path) -> dict[str, Any]:
 def _smoothed(
     name: str, sigma: float | None, chosen: inputs.Images, groups: str | None, where: torch.device
 ) -> tuple[smoothing.SmoothedClassifier, inputs.Images]:
-    model = inputs.network(name)
+    model, chosen, classes = inputs.ready(name, chosen, groups, where)
     sigma = getattr(model, "card", {}).get("sigma") if sigma is None else sigma
     if sigma is None:
         raise ValueError(f"sigma: {name} was not trained with a known noise; pass --sigma")
-    model = model.to(where) if isinstance(model, nn.Module) else model
-    try:
-        with torch.inference_mode():
-            classes = logits_of(model, chosen.x[:1].to(where)).shape[1]
-    except Exception as error:  # whatever a network raises on images that it cannot take
-        raise ValueError(f"model={name!r}: {inputs.reason(error)}") from error
-    model, labels = inputs.grouped(model, groups, chosen.y, classes)
-    classes = classes if groups is None else model.classes
-    return smoothing.SmoothedClassifier(model, sigma, classes), chosen._replace(y=labels)
+    return smoothing.SmoothedClassifier(model, sigma, classes), chosen
 
 
 def _print(logs: dict[str, pd.DataFrame]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from trustml_helpers import data, models
 from trustml_helpers._support.arguments import declared, maybe, whole, wholes
+from trustml_helpers._support.calling import logits_of
 from trustml_helpers._support.tensors import IMAGES, LABELS, one_label_each, value_range
 
 
@@ -23,9 +24,6 @@ def option(words: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=words, **more)
 
 
-Checkpoint = Annotated[
-    str, typer.Argument(help="Name of a checkpoint, or path of a .safetensors file.")
-]
 Network = Annotated[str, typer.Argument(
     help="Name of a checkpoint, path of a .safetensors file with its card, or module:name, "
     "a network or a function that returns one with its weights loaded. It takes images "
@@ -113,15 +111,36 @@ def images(name: str, split: str, root: Path | None, every: int, limit: int | No
     return Images(x[chosen], y[chosen], chosen)
 
 
-def grouped(model: Any, groups: str | None, y: Tensor, classes: int) -> tuple[Any, Tensor]:
-    """The network and the labels with groups of classes for classes, as :data:`Groups` says."""
-    if groups is None:
-        return model, y
-    number = data.load_groups()[0] if groups == "imagenet" else _groups(groups, classes)
-    if len(number) != classes or int(y.max()) >= classes:
-        raise ValueError(f"groups={groups!r}: for {len(number)} classes; the network has {classes}"
-                         f", labels up to {int(y.max())}")  # fmt: skip
-    return models.Grouped(model, number).eval(), torch.tensor(number)[y]
+def ready(
+    name: str, chosen: Images, groups: str | None, where: torch.device
+) -> tuple[Any, Images, int]:
+    """A named network, the images for it, and its number of classes; classes in groups, if given.
+
+    Raises:
+        ValueError: if it cannot take the images, or a label is none of its classes.
+    """
+    model = network(name)
+    model = model.to(where) if isinstance(model, nn.Module) else model
+    x, y = chosen.x.to(where), chosen.y
+    classes = _classes(name, model, x[:1])
+    if int(y.max()) >= classes:
+        raise ValueError(f"labels up to {int(y.max())}: {name} has {classes} classes")
+    if groups is not None:
+        group = data.load_groups()[0] if groups == "imagenet" else _groups(groups, classes)
+        if len(group) != classes:
+            raise ValueError(f"groups={groups!r}: for {len(group)} classes; {name} has {classes}")
+        model, y = models.Grouped(model, group).eval().to(where), torch.tensor(group)[y]
+        classes = model.classes
+    return model, Images(x, y.to(where), chosen.numbers), classes
+
+
+def _classes(name: str, model: Any, x: Tensor) -> int:
+    """How many classes a network has, from its answer to one image."""
+    try:
+        with torch.inference_mode():
+            return logits_of(model, x).shape[1]
+    except Exception as error:  # whatever a network raises on images that it cannot take
+        raise ValueError(f"model={name!r}: {reason(error)}") from error
 
 
 def _groups(path: str, classes: int) -> list[int]:
