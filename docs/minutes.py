@@ -62,7 +62,11 @@ def core(notebook: NotebookNode) -> Core:
     return Core(
         words=sum(len(text.split()) for text in plain),
         lines=sum(bool(line) and not line.startswith("#") for line in lines),
-        figures=sum("image/png" in o.get("data", {}) for cell in shown for o in cell.outputs),
+        figures=sum(
+            any(kind.startswith("image/") for kind in o.get("data", {}))
+            for cell in shown
+            for o in cell.outputs
+        ),
         turns=tuple(int(found) for text in texts for found in TURN.findall(text)),
         run_seconds=notebook.metadata.get("run_seconds", 0),
     )

@@ -30,9 +30,9 @@ def readable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
                 table = re.sub(r"\$([^$<>]+)\$", r"\\(\1\\)", table)
                 # A formula alone is an empty heading, too.
                 output.data["text/html"] = re.sub(r"<th>(\\\(.*?\\\))</th>", r"<td>\1</td>", table)
-            alt = output.get("metadata", {}).get("image/png", {}).get("alt")
-            if alt:
-                cell.metadata["mystnb"] = {"image": {"alt": alt}}
+            for kind, about in output.get("metadata", {}).items():
+                if kind.startswith("image/") and about.get("alt"):
+                    cell.metadata["mystnb"] = {"image": {"alt": about["alt"]}}
     return notebook
 
 

@@ -16,6 +16,7 @@ nb_merge_streams = True
 # MyST-NB knows what to show for its own list of builders only.
 nb_mime_priority_overrides = [
     ("revealjs", "image/png", 10),
+    ("revealjs", "image/jpeg", 10),
     ("revealjs", "text/html", 20),
     ("revealjs", "text/plain", 30),
 ]

@@ -158,7 +158,8 @@ def cut(notebook: NotebookNode) -> NotebookNode:
 
 
 def drawn(cell: NotebookNode) -> list[NotebookNode]:
-    return [each for each in cell.get("outputs", []) if "image/png" in each.get("data", {})]
+    kinds = {"image/png", "image/jpeg"}
+    return [each for each in cell.get("outputs", []) if kinds & set(each.get("data", {}))]
 
 
 def lecture(notebooks: list[NotebookNode]) -> NotebookNode:

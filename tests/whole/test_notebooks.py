@@ -107,9 +107,9 @@ def test_outputs_are_of_one_clean_run(notebook):
 
 
 def test_every_figure_has_a_text_alternative(notebook):
-    figures = [output for output in outputs(notebook) if "image/png" in output.get("data", {})]
-    for figure in figures:
-        assert len(figure.metadata["image/png"]["alt"].split()) >= 5
+    for output in outputs(notebook):
+        for kind in {"image/png", "image/jpeg"} & set(output.get("data", {})):
+            assert len(output.metadata[kind]["alt"].split()) >= 5
 
 
 def test_every_figure_is_followed_by_a_sentence(notebook):
@@ -126,7 +126,8 @@ def test_size_and_no_other_picture_formats(path, notebook):
 
 
 def test_a_lesson_has_figures(lesson):
-    assert sum("image/png" in output.get("data", {}) for output in outputs(lesson)) >= 5
+    kinds = {"image/png", "image/jpeg"}
+    assert sum(bool(kinds & set(output.get("data", {}))) for output in outputs(lesson)) >= 5
 
 
 def test_widgets_are_driven_by_a_cell(lesson):

@@ -68,9 +68,9 @@ def test_a_deck_in_a_browser(browser, decks, lesson):
     notebook = nbformat.read(LESSONS[lesson], as_version=4)
     core = itertools.takewhile(lambda each: each.source != "## For the curious", notebook.cells)
     stored = [
-        output.metadata["image/png"]["alt"]
-        for cell in core if cell.cell_type == "code"
-        for output in cell.outputs if "image/png" in output.get("data", {})
+        output.metadata[kind]["alt"]
+        for cell in core if cell.cell_type == "code" for output in cell.outputs
+        for kind in ("image/png", "image/jpeg") if kind in output.get("data", {})
     ]  # fmt: skip
     assert page.locator(".slides img").evaluate_all("all => all.map(i => i.alt)") == stored
     assert page.locator(".slides img").evaluate_all("all => all.every(i => i.naturalWidth > 0)")
