@@ -367,6 +367,9 @@ def whole():
 
 def wrong():
     return torch.zeros(6, 1, 8, 8), torch.zeros(5, dtype=torch.long)
+
+def beyond():
+    return torch.zeros(2, 1, 8, 8), torch.tensor([0, 7])
 """
 
 
@@ -793,3 +796,28 @@ def test_the_photographs_by_name(trustml, monkeypatch):
     ((g, images, labels, _, named),) = asked
     assert (g.num_classes, images.shape, named["numbers"]) == (978, (4, 3, 224, 224), [0, 3, 6, 9])
     assert labels.tolist() == [data.load_groups()[0][k] for k in data.load_photos()[1][::3]]
+
+
+def test_attack_and_diagnose_ones_own_network_on_ones_own_images(trustml, own):
+    line = "attack own_nets:build --data own.npz --eps 0.3 --steps 5 --output worst.csv"
+    code, out, err = trustml(line)
+    assert code == 0, err
+    assert "of 6 images" in out
+    log = robustness.read_attack_log("worst.csv")
+    assert log["idx"].tolist() == list(range(6))
+    about = json.loads(Path("worst.json").read_text())
+    assert (about["model"], about["data"]) == ("own_nets:build", "own.npz")
+    assert trustml(line)[0] == 0  # nothing is left to do
+    code, _, err = trustml(line.replace("own.npz", "bytes.npz"))
+    assert code == 2
+    assert "worst" in err
+    code, out, err = trustml(
+        "diagnose own_nets:build --data own.npz --eps 0.05 --steps 5 --queries 9"
+    )
+    assert code == 1, err
+    assert "number of images: 6: differences below 61 points are taken for chance" in out
+
+
+def test_labels_that_the_network_does_not_know(trustml, own):
+    code, _, err = trustml("attack own_nets:build --data own_nets:beyond --eps 0.1")
+    assert (code, "labels up to 7: own_nets:build has 3 classes" in err) == (2, True)

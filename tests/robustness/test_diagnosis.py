@@ -45,7 +45,8 @@ def test_honest_models_pass(digits, name, eps):
     assert report.passed, str(report)
     assert report.flagged == []
     assert {finding.name for finding in report.findings} == {
-        "nan logits", "randomness", "probabilities", "differentiable", "zero gradient",
+        "number of images", "nan logits", "randomness", "probabilities", "differentiable",
+        "zero gradient",
         "single step", "more steps", "other loss", "growing eps", "random noise",
         "gradient-free attack",
     }  # fmt: skip

@@ -32,6 +32,7 @@ from trustml_helpers.attacks import (
 from trustml_helpers.robustness.evaluation import not_empty, robust_correct
 
 ZERO_SHARE = 0.1  # of examples without any gradient: more than a few dead ones
+MOST_UNSEEN = 0.5  # a difference that would be taken for chance: with 9 images or fewer
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def diagnose(
 ) -> Diagnosis:  # fmt: skip
     """Ask of an evaluation what would show that its attack failed for the wrong reason.
 
-    The questions, by the name of the finding: is the output the same twice (``randomness``), are
+    The questions, by the name of the finding: are there enough images to see a difference
+    (``number of images``), is the output the same twice (``randomness``), are
     there NaN logits (``nan logits``), are the outputs logits (``probabilities``), is there a
     gradient (``differentiable``, ``zero gradient``), do several steps beat one (``single step``),
     do more steps, restarts and another loss change little (``more steps``, ``other loss``), does
@@ -114,7 +116,7 @@ def diagnose(
     threat: dict[str, Any] = {"norm": norm, "bounds": bounds, "generator": generator}
     white = partial(pgd, steps=steps, keep="first", **threat)
     evidence = _Evidence(model, x, y, batch_size)
-    findings = list(_outputs(evidence))
+    findings = [_enough(evidence), *_outputs(evidence)]
     gradient = _gradient(evidence)
     findings += gradient
     if gradient[0].passed:
@@ -158,6 +160,15 @@ class _Evidence:
     def missed(self, name: str, by: str = "attack") -> float:
         """Share of examples that ``name`` fools and the attack in question does not."""
         return (self.standing[by] & ~self.standing[name]).sum().item() / self.total
+
+
+def _enough(evidence: _Evidence) -> Finding:
+    unseen = evidence.tolerance()
+    return Finding(
+        "number of images", unseen < MOST_UNSEEN,
+        f"{evidence.total}: differences below {100 * unseen:.0f} points are taken for chance"
+        + ("" if unseen < MOST_UNSEEN else "; give a few hundred images"),
+    )  # fmt: skip
 
 
 def _outputs(evidence: _Evidence) -> Iterator[Finding]:
