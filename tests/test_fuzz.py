@@ -458,7 +458,8 @@ NOT_HERE = {
                 "norm_balls", "perturbations", "plane", "regions", "rungs", "sandwich",
                 # of one form: test_figures.py
                 "shifted_densities", "show", "smallest_eps", "tie", "vote"},
-    "models": {"available", "checkpoint_folder"},
+    "models": {"EfficientNetLite0.forward", "Grouped.forward", "available",
+               "checkpoint_folder"},  # test_models.py
     "robustness": {"progress_bar"},
     "smoothing": {"as_given", "enough"},
     "training": {"Recipe.objective", "Recipe.scheduler", "catastrophic_overfitting"},

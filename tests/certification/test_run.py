@@ -207,7 +207,9 @@ def test_every_image_gets_noise_of_its_own(tmp_path):
     assert table["count_0"].nunique() > 1
 
 
-STORED = sorted((data.data_folder() / "results").rglob("*.tsv"))
+RESULTS = data.data_folder() / "results"
+PHOTOS = sorted((RESULTS / "photos").glob("*.tsv"))
+STORED = sorted(set(RESULTS.rglob("*.tsv")) - set(PHOTOS))
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +245,33 @@ def test_stored_logs_follow_from_their_counts_and_their_network(path, labels_of)
     assert (log["correct"] == (log["predict"] == labels)).all()
 
 
+@pytest.mark.parametrize("path", PHOTOS, ids=[path.stem for path in PHOTOS])
+def test_logs_of_the_photographs_follow_from_their_counts_and_their_network(path):
+    log, about = certification.read_log(path), json.loads(path.with_suffix(".json").read_text())
+    group = data.load_groups()[0]
+    network = models.Grouped(models.load("imagenet_efficientnet_lite0"), group)
+    assert certification.fingerprint(network) == about["model_sha256"]
+    counts = certification.vote_counts(log)
+    assert (counts.sum(axis=1) == about["n"]).all()
+    again = certification.rebound(log, *(about[k] for k in ("sigma", "n", "alpha", "bound")))
+    assert again.equals(log)
+    assert log["label"].tolist() == [group[k] for k in data.load_photos()[1]]
+    assert certification.audit_log(log, about["sigma"], alpha=0.001, n=about["n"]).passed
+
+
+def test_an_attack_within_the_radius_turned_no_vote():
+    attacked = pd.read_csv(RESULTS / "photos/attacked.csv")
+    for path in PHOTOS:
+        log, sigma = certification.read_log(path), path.stem.rpartition("_")[2]
+        left = attacked[f"votes left, {sigma}"]
+        assert (left.notna() == (log["radius"] > 0)).all()
+        # 300 votes and a bound with alpha = 0.001: a share below one half by chance has a
+        # probability below 1e-3 for the smallest radius, and far below for the others.
+        assert (left.dropna() > 0.5).all()
+
+
 def test_stored_logs_are_found():
+    assert len(PHOTOS) == 2
     assert len(STORED) >= 40
 
 

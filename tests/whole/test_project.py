@@ -23,7 +23,7 @@ from trustml_helpers import data
 from trustml_helpers._support.arguments import DECLARED
 
 CONDA_NAMES = {"torch": "pytorch"}
-ONLY_PYPI = {"sphinx-mathjax-offline"}  # pip installs it with the extra "homework"
+ONLY_PYPI = {"sphinx-mathjax-offline", "efficientnet-lite-pytorch"}  # pip installs them
 PROGRAMS = sorted((ROOT / "trustml_helpers").rglob("*.py"))
 
 
@@ -48,7 +48,9 @@ def test_environment_and_pyproject_agree():
     found = set(re.findall(r"^  - (\S+)$", text, flags=re.M)) - {"conda-forge", "pip:"}
     assert found == expected
     # conda writes these lines to a requirements file: options of the command line end in an error.
-    assert re.findall(r"^      - (.+)$", text, flags=re.M) == ["--editable .[homework]"]
+    assert re.findall(r"^      - (.+)$", text, flags=re.M) == [
+        "efficientnet-lite-pytorch>=0.1", "--editable .[homework]"
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
