@@ -20,6 +20,7 @@ from trustml_helpers._support.arguments import SEED, declared, one_of, whole
 from trustml_helpers._support.tensors import TENSOR
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch.utils.data import Dataset
 
 # sha256 of the four decompressed IDX files as published by LeCun, Cortes and Burges.
@@ -257,8 +258,7 @@ def load_photo(size: int = 224) -> Tensor:
         square = picture.convert("RGB").resize(
             (size, size), Image.Resampling.BOX, box=(left, top, left + side, top + side)
         )
-    pixels = torch.from_numpy(np.asarray(square).copy())
-    return pixels.permute(2, 0, 1).to(torch.float32).div(255).unsqueeze(0).contiguous()
+    return _pixels(square).unsqueeze(0)
 
 
 def load_photos() -> tuple[Tensor, Tensor, list[str]]:
@@ -277,10 +277,7 @@ def load_photos() -> tuple[Tensor, Tensor, list[str]]:
     rows = _listed("photos.csv")
     images = [_photo(row["file"], row["sha256"]) for row in rows]
     labels = [int(row["label"]) for row in rows]
-    from torchvision.models import MobileNet_V2_Weights  # its names, in the order of the classes
-
-    names = MobileNet_V2_Weights.IMAGENET1K_V1.meta["categories"]
-    return torch.stack(images), torch.tensor(labels), list(names)
+    return torch.stack(images), torch.tensor(labels), _class_names()
 
 
 def load_groups() -> tuple[list[int], list[str]]:
@@ -296,15 +293,20 @@ def load_groups() -> tuple[list[int], list[str]]:
     >>> names[groups[281]], groups[281] == groups[282], len(names)
     ('cat', True, 978)
     """
-    from torchvision.models import MobileNet_V2_Weights
-
     given = {int(row["class"]): row["group"] for row in _listed("groups.csv")}
-    classes = MobileNet_V2_Weights.IMAGENET1K_V1.meta["categories"]
+    classes = _class_names()
     # Two classes of ImageNet are called crane, and two maillot: the number keeps them apart.
     own = [given.get(k, f"{name} ({k})" if classes.count(name) > 1 else name)
            for k, name in enumerate(classes)]  # fmt: skip
     names = list(dict.fromkeys(own))
     return [names.index(name) for name in own], names
+
+
+def _class_names() -> list[str]:
+    """Of ImageNet's 1,000 classes, in order, as torchvision has them."""
+    from torchvision.models import MobileNet_V2_Weights
+
+    return list(MobileNet_V2_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 def _listed(name: str) -> list[dict[str, str]]:
@@ -327,5 +329,10 @@ def _photo(name: str, sha256: str) -> Tensor:
     if hashlib.sha256(raw).hexdigest() != sha256:
         raise DataError(f"{path} is missing or not the file that photos.csv lists; {_RESTORE}")
     with Image.open(io.BytesIO(raw)) as picture:
-        pixels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy())
-    return pixels.permute(2, 0, 1).to(torch.float32).div(255)
+        return _pixels(picture.convert("RGB"))
+
+
+def _pixels(picture: Image.Image) -> Tensor:
+    """A picture in RGB as float32 ``(3, h, w)`` in [0, 1]."""
+    pixels = torch.from_numpy(np.asarray(picture).copy())
+    return pixels.permute(2, 0, 1).to(torch.float32).div(255).contiguous()

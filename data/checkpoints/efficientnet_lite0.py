@@ -25,9 +25,8 @@ NAME = "imagenet_efficientnet_lite0"
 def packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name, tensor in state.items():
-        if (
-            tensor.ndim < 2 or tensor.shape[1] < 8
-        ):  # batch norm, and convolutions channel by channel
+        # Batch norm, and convolutions channel by channel.
+        if tensor.ndim < 2 or tensor.shape[1] < 8:
             found[name] = tensor.half() if tensor.is_floating_point() else tensor
             continue
         scale = (tensor.flatten(1).abs().amax(1) / 127).half()

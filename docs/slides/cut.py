@@ -158,8 +158,10 @@ def cut(notebook: NotebookNode) -> NotebookNode:
 
 
 def drawn(cell: NotebookNode) -> list[NotebookNode]:
-    kinds = {"image/png", "image/jpeg"}
-    return [each for each in cell.get("outputs", []) if kinds & set(each.get("data", {}))]
+    return [
+        each for each in cell.get("outputs", [])
+        if any(kind.startswith("image/") for kind in each.get("data", {}))
+    ]  # fmt: skip
 
 
 def lecture(notebooks: list[NotebookNode]) -> NotebookNode:

@@ -102,12 +102,13 @@ def predict(
     output: Annotated[Path | None, option("Write index, label, predict per image as CSV.")] = None,
 ) -> None:
     """Classify images by the smoothed classifier; -1 in the output means: abstained."""
+    whole(1)("n", n)  # before the trial
     inputs.check_output(output)
     chosen = inputs.images(data_set, split, root, every, limit)
     where = inputs.device(device)
     smoothed, chosen = _smoothed(model, sigma, chosen, groups, where)
     one = chosen.x[:1]
-    votes = max(n, 0) * len(chosen.x) or None  # n is refused below
+    votes = n * len(chosen.x)
     found = smoothing.search(smoothed, one, batch_size=batch_size, votes=votes, progress=True)
     smoothed = smoothing.prepare(smoothed, found, one)
     generator = torch.Generator(where).manual_seed(seed)
