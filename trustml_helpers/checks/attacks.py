@@ -261,10 +261,10 @@ _ONE_NORM = {
 }
 
 
-def _other_path(found: Tensor, given: tuple[Any, ...], faults: dict[str, str]) -> None:
+def _other_path(found: Tensor, path: partial[Tensor], faults: dict[str, str]) -> None:
     """Wrong, by name, if a path ends where a known mistake ends."""
     for fault, what in faults.items():
-        if torch.allclose(found, _path(*given, fault=fault).double(), atol=1e-4):
+        if torch.allclose(found, path(fault=fault).double(), atol=1e-4):
             raise Wrong(what)
 
 
@@ -302,7 +302,7 @@ def towards(answer: Answer, case: Cases, generator: torch.Generator) -> None:
             expected = _path(*given).double()
             if torch.allclose(found, expected, atol=1e-4):
                 continue
-            _other_path(found, given, named)
+            _other_path(found, partial(_path, *given), named)
             stays(found, x.double(), eps, "linf")
             agree(found, expected, {}, unit=" pixel units")
 
@@ -328,7 +328,8 @@ def _paths(answer: Answer, case: Cases, generator: torch.Generator, norms: tuple
             expected = _path(*given).double()
             if torch.allclose(found, expected, atol=1e-4):
                 continue
-            _other_path(found, given, _PATH_FAULTS | ({} if len(norms) > 1 else _ONE_NORM))
+            named = _PATH_FAULTS | ({} if len(norms) > 1 else _ONE_NORM)
+            _other_path(found, partial(_path, *given), named)
             other = _path(*given[:-1], "l2" if norm == "linf" else "linf")
             if len(norms) > 1 and torch.allclose(found, other.double(), atol=1e-4):
                 raise Wrong("does the same for both norms: step and ball have to depend on norm")
