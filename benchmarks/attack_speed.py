@@ -1,9 +1,10 @@
-"""PGD-40 in l-inf: ours against the bare loop and against every peer that is installed.
+"""PGD in l-inf, 40 steps on digits or 10 on photographs: ours, the bare loop, and the peers.
 
 Everything is measured side by side in one run, in an order that alternates, and reported as the
 median of the time over that of the bare loop, with quartiles. The bare loop is the least that PGD
 can do: forward pass, gradient to the input, sign, clamp. Peers: pip install -e ".[bench]".
-Usage: python benchmarks/attack_speed.py [--batch 256] [--repeats 15] [--pinned] [--device cpu]
+Usage: python benchmarks/attack_speed.py [--network SmallCNN] [--batch 256] [--repeats 15]
+[--pinned] [--device cpu]
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from torch import Tensor, nn
 
 from trustml_helpers import attacks, data, models
 
-EPS, STEP, STEPS = 0.3, 0.01, 40
+# Checkpoint, images and labels, eps, step, steps.
+NETWORKS = {
+    "SmallCNN": ("mnist_smallcnn_adversarial", partial(data.load_mnist, "test"), 0.3, 0.01, 40),
+    "EfficientNet-Lite0": ("imagenet_efficientnet_lite0", lambda: data.load_photos()[:2], 2 / 255,
+                           0.5 / 255, 10),
+}  # fmt: skip
+EPS, STEP, STEPS = NETWORKS["SmallCNN"][2:]
 Attack = Callable[[Tensor, Tensor], object]
 
 
@@ -58,8 +65,9 @@ def cleverhans(model: nn.Module) -> Attack:
 
 def art(model: nn.Module) -> Attack:
     """The adversarial-robustness-toolbox works on NumPy arrays."""
+    shape, classes = ((1, 28, 28), 10) if STEPS == 40 else ((3, 224, 224), 1000)
     classifier = importlib.import_module("art.estimators.classification").PyTorchClassifier(
-        model, nn.CrossEntropyLoss(), (1, 28, 28), 10, clip_values=(0, 1),
+        model, nn.CrossEntropyLoss(), shape, classes, clip_values=(0, 1),
         device_type="cpu" if next(model.parameters()).device.type == "cpu" else "gpu",
     )  # fmt: skip
     evasion = importlib.import_module("art.attacks.evasion")
@@ -81,12 +89,15 @@ PEERS = (torchattacks, foolbox, cleverhans, art, adv_lib)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--network", choices=NETWORKS, default="SmallCNN")
     parser.add_argument("--batch", type=int, default=256)
     timing.add_options(parser, repeats=15)
     options = parser.parse_args()
-    timing.begin(options, f"PGD-{STEPS}, l-inf, SmallCNN, batch {options.batch}")
-    model = models.load("mnist_smallcnn_adversarial").to(options.device)
-    images, labels = data.load_mnist("test")
+    global EPS, STEP, STEPS  # the peers read them
+    name, load, EPS, STEP, STEPS = NETWORKS[options.network]
+    timing.begin(options, f"PGD-{STEPS}, l-inf, {options.network}, batch {options.batch}")
+    model = models.load(name).to(options.device)
+    images, labels = load()
     x, y = (part[: options.batch].to(options.device) for part in (images, labels))
     made: dict[str, Attack] = {
         "bare loop": partial(bare, model),

@@ -4,7 +4,8 @@
 
 Everything is measured side by side in one run, in an order that alternates, and reported as the
 median of ratios with its quartiles. Then: how many labels change with layout and precision on the
-same noise. Usage: python benchmarks/smoothing_speed.py [--network LeNet] [--repeats 7]
+same noise. With ``pip install -e ".[bench]"`` also the smoothing of adversarial-robustness-toolbox.
+Usage: python benchmarks/smoothing_speed.py [--network LeNet] [--repeats 7]
 [--variants float32 bfloat16 compiled compiled-bfloat16] [--device cpu] [--threads 2] [--pinned]
 """
 
@@ -12,8 +13,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import statistics
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import timing
 import torch
@@ -42,21 +46,43 @@ def resnet(name: str, small: bool) -> nn.Module:
     return network.eval()
 
 
-# How to build it, an image, and the votes of one timed run.
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], int]] = {
-    "LeNet": (lambda: models.load("mnist_lenet_gaussian_0.5"),
-              lambda: data.load_mnist("test")[0][:1], 10_240),
-    "ResNet-18": (lambda: resnet("resnet18", True), lambda: torch.rand(1, 3, 32, 32), 512),
-    "ResNet-50": (lambda: resnet("resnet50", False), lambda: torch.rand(1, 3, 224, 224), 4096),
+class Case(NamedTuple):
+    build: Callable[[], nn.Module]
+    picture: Callable[[], Tensor]
+    votes: int  # of one timed run
+    sizes: tuple[int, ...] = (64, 128, 256, 512, 1024)  # batches of the bare network that are tried
+    literal: int = 1000  # batch size of the published procedure
+
+
+NETWORKS = {
+    "LeNet": Case(lambda: models.load("mnist_lenet_gaussian_0.5"),
+                  lambda: data.load_mnist("test")[0][:1], 10_240),
+    "ResNet-18": Case(lambda: resnet("resnet18", True), lambda: torch.rand(1, 3, 32, 32), 512),
+    "ResNet-50": Case(lambda: resnet("resnet50", False), lambda: torch.rand(1, 3, 224, 224), 4096,
+                      literal=400),
+    "EfficientNet-Lite0": Case(lambda: models.load("imagenet_efficientnet_lite0"),
+                               lambda: data.load_photos()[0][:1], 256,
+                               (8, 16, 32, 64, 128, 256), 256),
 }  # fmt: skip
 
 
-def literal(network: nn.Module, x: Tensor, votes: int) -> None:
-    """The published procedure word by word: batches of 1,000, counted in Python on the host."""
-    counts = [0] * 10
+def art(network: nn.Module, x: Tensor, classes: int, batch: int) -> Callable[[int], object]:
+    """The adversarial-robustness-toolbox: votes of one image, as its ``certify`` counts them."""
+    name = "art.estimators.certification.randomized_smoothing"
+    peer = importlib.import_module(name).PyTorchRandomizedSmoothing(
+        network, nn.CrossEntropyLoss(), tuple(x.shape[1:]), classes, sample_size=100, scale=SIGMA,
+        device_type="cpu" if x.device.type == "cpu" else "gpu",
+    )  # fmt: skip
+    image = x[0].cpu().numpy()
+    return lambda votes: peer._prediction_counts(image, n=votes, batch_size=batch)
+
+
+def literal(network: nn.Module, x: Tensor, votes: int, classes: int, batch: int) -> None:
+    """The published procedure word by word: large batches, counted in Python on the host."""
+    counts = [0] * classes
     with torch.no_grad():
-        for start in range(0, votes, 1000):
-            copies = x.repeat(min(1000, votes - start), 1, 1, 1)
+        for start in range(0, votes, batch):
+            copies = x.repeat(min(batch, votes - start), 1, 1, 1)
             noise = torch.randn_like(copies) * SIGMA
             for label in network(copies + noise).argmax(1).cpu().numpy():
                 counts[label] += 1
@@ -70,13 +96,15 @@ def bare(network: nn.Module, x: Tensor, batch: int, votes: int) -> None:
             network(several)
 
 
-def best_of_bare(network: nn.Module, x: Tensor, votes: int, device: str) -> Callable[[], None]:
+def best_of_bare(
+    network: nn.Module, x: Tensor, votes: int, sizes: tuple[int, ...], device: str
+) -> Callable[[], None]:
     """The bare network at its own best layout and batch size."""
     speeds: dict[tuple[str, int], float] = {}
     converted = {}
     for layout, form in smoothing.LAYOUTS.items():
         converted[layout] = copy.deepcopy(network).to(memory_format=form)
-        for batch in (64, 128, 256, 512, 1024):
+        for batch in sizes:
             size = max(batch, min(votes, 4 * batch))
             bare(converted[layout], x, batch, batch)
             took = min(timing.seconds(lambda: bare(converted[layout], x, batch, size), device)  # noqa: B023
@@ -107,13 +135,20 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["float32", "bfloat16"])
     timing.add_options(parser, repeats=7)
     options = parser.parse_args()
-    build, picture, votes = NETWORKS[options.network]
+    case, votes = NETWORKS[options.network], NETWORKS[options.network].votes
     device = options.device
     timing.begin(options, f"{options.network}, {votes} votes a run")
-    network, x = build().to(device), picture().to(device)
-    g = SmoothedClassifier(network, SIGMA, 10)
-    runs = {"bare": best_of_bare(network, x, votes, device),
-            "literal": lambda: literal(network, x, votes)}  # fmt: skip
+    network, x = case.build().to(device), case.picture().to(device)
+    classes = network(x).shape[1]
+    g = SmoothedClassifier(network, SIGMA, classes)
+    runs: dict[str, Callable[[], object]] = {
+        "bare": best_of_bare(network, x, votes, case.sizes, device),
+        "literal": lambda: literal(network, x, votes, classes, case.literal),
+    }
+    try:
+        runs["art"] = partial(art(copy.deepcopy(network), x, classes, case.literal), votes)
+    except ImportError as error:
+        print(f"adversarial-robustness-toolbox is not installed ({error})")
     variants = {}
     for name in options.variants:
         dtype, compiled = VARIANTS[name]
@@ -135,7 +170,7 @@ def main() -> None:
     for name in runs:
         print(f"{name:>18}: {votes / statistics.median(took[name]):10,.0f} votes a second")
     for name in (*variants, "plain call"):
-        for other in ("bare", "literal"):
+        for other in (each for each in ("bare", "literal", "art") if each in runs):
             ratios = timing.quartiles(timing.ratios(took, other, name))
             print(f"{name} is {ratios} x {other}, {options.repeats} pairs")
     if options.network == "LeNet" and device == "cpu":

@@ -125,6 +125,8 @@ def test_evaluation(x, y, model, batch_size, attack):
     assert (right.dtype, right.shape) == (torch.bool, (len(x),))
     assert share == right.double().mean()
     assert models.predict(model, x, batch_size=batch_size).shape == (len(x),)
+    hit = outcome(lambda: robustness.targeted_success(model, attack=one, **call), *names)
+    assert hit is None or 0 <= hit <= 1
     robust = outcome(lambda: robustness.robust_accuracy(model, attack=one, **call), *names)
     assert robust is None or 0 <= robust <= share
     kept = outcome(lambda: robustness.robust_correct(model, attack=[one, one], **call), *names)
@@ -375,6 +377,10 @@ OBJECTIVES = {
     "trades": lambda weight, count, **own: objectives.trades(0.1, weight, steps=count, **own),
     "mixed": lambda weight, count, **own: objectives.mixed(odd.ATTACKS["nothing"], count / 4),
     "standard": lambda weight, count, **own: objectives.standard,
+    # The network stands behind a denoiser that scales by its weight.
+    "denoising": lambda weight, count, **own: (
+        lambda net, x, y: objectives.denoising(weight or 1, Flat(), **own)(
+            lambda noisy, sigma: noisy * net.weight[0], x, y)),
 }  # fmt: skip
 
 
@@ -458,8 +464,8 @@ NOT_HERE = {
                 "norm_balls", "perturbations", "plane", "regions", "rungs", "sandwich",
                 # of one form: test_figures.py
                 "shifted_densities", "show", "smallest_eps", "tie", "vote"},
-    "models": {"EfficientNetLite0.forward", "Grouped.forward", "available",
-               "checkpoint_folder"},  # test_models.py
+    "models": {"Denoised.forward", "Denoiser.forward", "EfficientNetLite0.forward",
+               "Grouped.forward", "available", "checkpoint_folder"},  # test_models.py
     "robustness": {"progress_bar"},
     "smoothing": {"as_given", "enough"},
     "training": {"Recipe.objective", "Recipe.scheduler", "catastrophic_overfitting"},

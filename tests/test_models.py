@@ -12,8 +12,8 @@ from helpers import Awkward
 from safetensors.torch import save
 from strategies import seeded
 
-from trustml_helpers import data, models
-from trustml_helpers._support.calling import unchanged
+from trustml_helpers import data, models, smoothing
+from trustml_helpers._support.calling import fingerprint, unchanged
 
 
 @pytest.fixture
@@ -21,6 +21,27 @@ def saved(tmp_path):
     model = models.build("SmallCNN", seed=3)
     models.save(model, tmp_path / "tiny_0.25", objective="none", command="trustml train tiny")
     return model, tmp_path / "tiny_0.25.safetensors"
+
+
+def test_weights_of_eight_and_sixteen_bits(tmp_path):
+    model = models.build("SmallCNN", seed=3)
+    models.save(model, tmp_path / "half", dtype=torch.float16)
+    loaded = models.load(tmp_path / "half.safetensors")
+    for a, b in zip(model.parameters(), loaded.parameters(), strict=True):
+        assert b.dtype == torch.float32
+        assert torch.equal(a.half().float(), b)
+    models.save(model, tmp_path / "full")
+    models.save(model, tmp_path / "byte", dtype=torch.int8)
+    names = ("byte", "half", "full")
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in names]
+    assert sizes[1] < 0.51 * sizes[2]
+    assert sizes[0] < 0.28 * sizes[2]
+    loaded = models.load(tmp_path / "byte.safetensors")
+    for a, b in zip(model.parameters(), loaded.parameters(), strict=True):
+        # Half a step of the row's scale, its own rounding to 16 bits, and that of a bias.
+        row = a.flatten(1).abs().amax(1) if a.ndim > 1 else a.abs()
+        slack = row.view(-1, *[1] * (a.ndim - 1)) * (0.5 / 127 + 2**-10)
+        assert ((a - b).abs() <= slack).all()
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("LeNet", 431_080), ("SmallCNN", 166_406)])
@@ -205,3 +226,66 @@ def test_groups_without_a_gap(groups):
 def test_groups_for_each_class():
     with pytest.raises(ValueError, match=r"expected logits of shape \(1, 2\)"):
         models.Grouped(lambda x: x, [0, 1])(torch.zeros(1, 3))
+
+
+def test_a_denoiser_takes_away_what_it_takes_for_noise():
+    denoiser = models.build("Denoiser", seed=3)
+    assert sum(p.numel() for p in denoiser.parameters()) == 60_340
+    noisy = torch.rand(3, 1, 28, 28, generator=torch.Generator())
+    with torch.no_grad():
+        denoiser.leave[-1].weight.zero_()
+        denoiser.leave[-1].bias.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4]))
+        clean = denoiser(noisy, 0.5)
+    taken = torch.tensor([[0.1, 0.2], [0.3, 0.4]]).repeat(14, 14)  # every second pixel, four times
+    assert torch.allclose(noisy - clean, taken.expand_as(noisy))
+
+
+def test_a_denoiser_is_told_the_noise_of_each_image():
+    denoiser = models.build("Denoiser", seed=3)
+    noisy = torch.rand(3, 1, 28, 28, generator=torch.Generator())
+    sizes = torch.tensor([0.1, 0.5, 1.0])
+    with torch.no_grad():
+        together = denoiser(noisy, sizes)
+        alone = [denoiser(x[None], float(size))[0] for x, size in zip(noisy, sizes, strict=True)]
+        assert torch.allclose(together, torch.stack(alone), atol=1e-6)
+        assert not torch.allclose(denoiser(noisy, 0.1), denoiser(noisy, 0.2), atol=1e-4)
+        assert denoiser(noisy[:, :, :26, :22], 0.1).shape == (3, 1, 26, 22)
+
+
+@pytest.mark.parametrize("span", [(0, 1), (-1, 1), (-3, 5)])
+def test_a_denoiser_of_another_range_sees_its_own(span):
+    """The trap of diffusion models: in [-1, 1] the same noise is twice as large."""
+    low, high = span
+    x = torch.rand(4, 6, generator=torch.Generator())
+    asked = []
+
+    def denoiser(noisy, sigma):
+        asked.append((noisy, float(sigma)))
+        return noisy + (high - low)
+
+    f = models.Denoised(denoiser, lambda clean: clean, 0.3, span)
+    assert torch.allclose(f(x), x + 1, atol=1e-6)
+    assert torch.allclose(asked[0][0], low + (high - low) * x)
+    assert asked[0][1] == pytest.approx(0.3 * (high - low))
+
+
+def test_a_denoised_network_is_another_at_another_sigma():
+    front, behind = models.build("Denoiser"), models.build("SmallCNN")
+    one, two = (models.Denoised(front, behind, sigma) for sigma in (0.25, 0.5))
+    assert fingerprint(one) != fingerprint(two)
+    with pytest.warns(UserWarning, match="trained with sigma 0.25"):
+        smoothing.SmoothedClassifier(one, 0.5, 10)
+
+
+def test_the_denoiser_of_the_course_helps_a_network_that_never_saw_noise():
+    """On the same noise, from fixed seeds: in each comparison 60 more of 1,000 turn right."""
+    x, y = (part[::10] for part in data.load_mnist("test"))
+    behind, front = models.load("mnist_smallcnn_standard"), models.load("mnist_denoiser")
+    for sigma in (0.5, 1.0):
+        noisy = x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+        alone = models.predict(behind, noisy) == y
+        denoised = models.predict(models.Denoised(front, behind, sigma), noisy) == y
+        assert int(denoised.sum()) - int(alone.sum()) >= 60
+    # Told a size that is not true, it does worse: it listens.
+    misled = models.predict(models.Denoised(front, behind, 0.1), noisy) == y
+    assert int(denoised.sum()) - int(misled.sum()) >= 60

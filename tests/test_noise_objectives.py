@@ -250,3 +250,56 @@ def test_pgd_smoothed_with_given_noise():
     assert torch.allclose(attack(noise=shared.expand(5, 6, 4)), expected, atol=1e-12)
     other = attack(noise=noise(6))
     assert not torch.allclose(other, expected, atol=1e-3)
+
+
+# --- denoisers ------------------------------------------------------------------------------------
+
+
+def halved(noisy, sizes):
+    """A denoiser that leaves a share of the image, the smaller the noisier."""
+    return noisy / (1 + sizes[:, None])
+
+
+def drawn_by_denoising(seed=0):
+    generator = seeded(seed)
+    sizes = SIGMA * torch.rand(5, generator=generator, dtype=torch.float64)
+    return sizes, torch.randn(5, 4, generator=generator, dtype=torch.float64)
+
+
+def test_denoising_by_hand():
+    sizes, drawn = drawn_by_denoising()
+    assert len(set(sizes.tolist())) == 5  # every image has noise of its own size
+    assert 0 <= sizes.min() < sizes.max() <= SIGMA
+    total = 0.0
+    for x, size, one in zip(X.numpy(), sizes.numpy(), drawn.numpy(), strict=True):
+        total += (((x + size * one) / (1 + size) - x) ** 2).sum()
+    objective = objectives.denoising(SIGMA, generator=seeded())
+    assert objective(halved, X, Y).item() == pytest.approx(total / X.numel(), rel=1e-12)
+
+
+def test_denoising_for_a_classifier_by_hand():
+    """As in the authors' train_denoiser.py: cross-entropy towards the answer for the clean image,
+    whatever the labels."""
+    sizes, drawn = drawn_by_denoising()
+    clean = halved(X + sizes[:, None] * drawn, sizes)
+    answers = network(X).argmax(1).numpy()
+    assert (answers != Y.numpy()).any()
+    expected = -log_softmax(network(clean).numpy(), 1)[np.arange(5), answers].mean()
+    objective = objectives.denoising(SIGMA, network, generator=seeded())
+    assert objective(halved, X, Y).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_denoising_teaches_the_denoiser_alone():
+    classifier = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout(0.9)).double().train()
+    denoiser = torch.nn.Linear(4, 4).double()
+    objective = objectives.denoising(SIGMA, classifier, generator=seeded())
+    losses = []
+    for _ in range(2):
+        objective = objectives.denoising(SIGMA, classifier, generator=seeded())
+        losses.append(objective(lambda noisy, sizes: denoiser(noisy), X, Y))
+    assert losses[0] == losses[1]  # without the classifier's dropout
+    losses[0].backward()
+    assert denoiser.weight.grad.abs().sum() > 0
+    assert classifier[0].weight.grad is None
+    assert classifier[0].weight.requires_grad
+    assert classifier.training

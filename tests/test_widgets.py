@@ -64,6 +64,20 @@ def test_attack_explorer_draws_once_when_the_norm_brings_its_own_range(explorer,
         explorer.set(norm="l3")
 
 
+def test_attack_explorer_for_photographs_with_names():
+    x = torch.full((2, 3, 56, 56), 0.5)
+    model = lambda z: torch.stack([z.mean((1, 2, 3)) - 0.5, z[:, 0].mean((1, 2)) * 0], 1)  # noqa: E731
+    found = widgets.attack_explorer(
+        model, x, torch.tensor([0, 1]), steps=3, names=["cat", "toaster"], largest=0.01
+    )
+    said = found.set(image=1, attack="PGD", eps=0.006).says
+    assert said.startswith("Image 1, a toaster, under PGD (linf, eps 0.0060, steps 3): the model ")
+    assert "says cat" in said
+    # As a change of all pixels grows: with the root of their number in l2, with it in l1.
+    assert found.set(norm="l2").controls["eps"].max == pytest.approx(0.35, rel=0.05)
+    assert found.set(norm="l1").controls["eps"].max == pytest.approx(12, rel=0.05)
+
+
 def test_attack_explorer_says_what_happens(explorer):
     explorer.set(norm="linf", steps=5)
     assert "(still right)" in explorer.set(image=0, attack="none", eps=0.3).says

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trustml_helpers._support.arguments import SIGMA, declared, function, kind, maybe, number, whole
-from trustml_helpers._support.calling import logits_of
+from trustml_helpers._support.calling import logits_of, unchanged
 from trustml_helpers._support.randomness import draw
 from trustml_helpers._support.tensors import BOUNDS, LABELS, TENSOR, labels_are_classes
 from trustml_helpers.attacks import (
@@ -388,6 +388,42 @@ def smoothmix(
         apart = (torch.special.xlogy(target, target) - target * log_q).sum(1)
         right = mean.argmax(1) == y
         return _each(log_p, y) + eta * warm * (right * apart).mean()
+
+    return objective
+
+
+@declared(sigma=SIGMA, classifier=maybe(function("images to logits")), generator=_OWN)
+def denoising(sigma: float, classifier: Any = None, *, generator: torch.Generator) -> Objective:
+    """What a denoiser ``(noisy images, sigma) -> images`` minimises; labels are not used.
+
+    Every image gets noise of its own size, uniform in [0, sigma]. Without a classifier the loss is
+    the mean squared error of a pixel. With one it is the cross-entropy of its logits for the
+    denoised image, towards its answer for the clean one: what matters is that it keeps its mind.
+
+    Args:
+        sigma: largest standard deviation of the noise, above 0, in pixel units.
+        classifier: left as found; used in eval mode.
+        generator: as for :func:`gaussian`.
+
+    Source: Salman et al. (2020), "Denoised smoothing", section 3.2: MSE and stability; there one
+    denoiser for each sigma.
+
+    >>> objective = denoising(1.0, lambda x: x.flatten(1), generator=torch.Generator())
+    >>> objective(lambda x, sigma: 0 * x, torch.zeros(2, 1, 1, 10), torch.zeros(2).long())
+    tensor(2.3026)
+    """
+
+    @_called
+    def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        sizes = sigma * draw(x.new_empty(len(x)), torch.rand, generator)
+        clean = model(x + columns(sizes, x) * draw(x, torch.randn, generator), sizes)
+        if classifier is None:
+            return F.mse_loss(clean, x)
+        with unchanged(classifier):
+            for parameter in getattr(classifier, "parameters", list)():
+                parameter.requires_grad_(False)  # its gradients are nobody's
+            answer = logits_of(classifier, x).argmax(1)
+            return F.cross_entropy(logits_of(classifier, clean), answer)
 
     return objective
 

@@ -10,7 +10,7 @@ import base64
 import html
 import io
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ def _slider(name: str, value: float, low: float, high: float, step: float = 0.01
     """A slider that reports when it is let go: a picture is drawn once, not at every pixel."""
     return ipywidgets.FloatSlider(
         value=value, min=low, max=high, step=step, description=name, continuous_update=False,
-        readout_format=".3f" if step < 0.01 else ".2f",
+        readout_format=".4f" if step < 0.001 else ".3f" if step < 0.01 else ".2f",
     )  # fmt: skip
 
 
@@ -147,8 +147,16 @@ def _choice(name: str, options: list[str], value: str) -> ipywidgets.ToggleButto
 
 _MODEL = function("from images to logits (n, K)")
 _LENGTH = number("[1e-6, 1e6]", "in pixel units")
-# Largest eps and step of the slider: sizes at which the standard networks of the course give way.
-_SIZES = {"linf": (0.3, 0.01), "l2": (3.0, 0.1), "l1": (30.0, 1.0)}
+NORMS = ("linf", "l2", "l1")
+
+
+def _ranges(largest: float, pixels: int) -> dict[str, tuple[float, float]]:
+    """Largest eps and step of the slider: in l-inf as given; for digits ten and a hundred times
+    that in l2 and l1, and as a change of all pixels grows with their number."""
+    many = pixels / 784
+    sizes = {"linf": largest, "l2": 10 * largest * many**0.5, "l1": 100 * largest * many}
+    rounded = {norm: float(f"{size:.2g}") for norm, size in sizes.items()}
+    return {norm: (size, float(f"{size / 30:.2g}")) for norm, size in rounded.items()}
 
 
 def _one_label_each(images: Tensor, labels: Tensor) -> None:
@@ -157,8 +165,14 @@ def _one_label_each(images: Tensor, labels: Tensor) -> None:
                          f"{len(images)} and {len(labels)}")  # fmt: skip
 
 
-@declared(_one_label_each, model=_MODEL, images=IMAGES, labels=LABELS, steps=whole(1, 50))
-def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 20) -> Explorer:
+@declared(
+    _one_label_each, model=_MODEL, images=IMAGES, labels=LABELS, steps=whole(1, 50),
+    largest=_LENGTH,
+)  # fmt: skip
+def attack_explorer(
+    model: Any, images: Tensor, labels: Tensor, *, steps: int = 20,
+    names: Sequence[str] | None = None, largest: float = 0.3,
+) -> Explorer:  # fmt: skip
     """Choose an image, an attack, its norm and eps; see the perturbation and the model's answer.
 
     The range of eps follows the norm. Only PGD has steps; otherwise that control is grey.
@@ -167,7 +181,12 @@ def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 
         model: images to logits ``(n, K)``.
         images, labels: what the image control runs over, float ``(n, C, H, W)`` and ``(n,)``.
         steps: of PGD at first, 1 to 50.
+        names: of the classes; their numbers if not given.
+        largest: eps at the end of its slider, in l-inf; 0.3 suits digits, 0.01 photographs.
     """
+    word = str if names is None else names.__getitem__
+    ranges = _ranges(largest, images[0].numel())
+    digits = 2 if ranges["linf"][1] >= 0.01 else 4
 
     def draw(image: int, attack: str, norm: str, eps: float, steps: int) -> tuple[Figure, str]:
         x, y = images[image : image + 1], labels[image : image + 1]
@@ -178,16 +197,17 @@ def attack_explorer(model: Any, images: Tensor, labels: Tensor, *, steps: int = 
         verdict = "still right" if true == int(probabilities.argmax()) else "fooled"
         counted = f", steps {steps}" if attack == "PGD" else ""
         says = (
-            f"Image {image}, a {true}, under {attack} ({norm}, eps {eps:.2f}{counted}): the "
-            f"model says {_answer(probabilities)} ({verdict})."
+            f"Image {image}, a {word(true)}, under {attack} ({norm}, eps {eps:.{digits}f}{counted})"
+            f": the model says {_answer(probabilities, word)} ({verdict})."
         )
-        return figures.perturbations([(attack, x[0], x_adv[0], probabilities)], label=true), says
+        row = (attack, x[0], x_adv[0], probabilities)
+        return figures.perturbations([row], label=true, names=names), says
 
-    size = _slider("eps", 0.1, 0, *_SIZES["linf"])
-    norm = _choice("norm", list(_SIZES), "linf")
+    size = _slider("eps", largest / 3, 0, *ranges["linf"])
+    norm = _choice("norm", list(NORMS), "linf")
 
     def rescale(change: Any) -> None:
-        largest, step = _SIZES[change["new"]]
+        largest, step = ranges[change["new"]]
         # In one message: a browser that hears of the range first answers with a value of its own.
         with size.hold_sync(), size.hold_trait_notifications():
             share = size.value / size.max
@@ -606,8 +626,8 @@ def draw_explorer(
     return Explorer(draw, paper=choice, strokes=pad, eps=_slider("eps", 0.1, 0, 0.3), show=shown)
 
 
-def _answer(probabilities: Tensor) -> str:
-    return f"{int(probabilities.argmax())} with probability {float(probabilities.max()):.2f}"
+def _answer(probabilities: Tensor, word: Callable[[int], str] = str) -> str:
+    return f"{word(int(probabilities.argmax()))} with probability {float(probabilities.max()):.2f}"
 
 
 def _largest(change: Tensor) -> float:

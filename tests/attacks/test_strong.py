@@ -107,7 +107,8 @@ def test_targets_are_tried_from_the_likeliest_on():
     weights = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 8.0]])
     model = lambda z: bias + z @ weights  # noqa: E731
     x, y = torch.zeros(2, 2), torch.zeros(2, dtype=torch.long)
-    assert strong._likeliest_others(model(x), y, 3).tolist() == [[1, 2, 3]] * 2
+    goal = attacks.Goal(model, y, len, batch_size=1)
+    assert strong._likeliest_others(goal, x, y, 3).tolist() == [[1, 2, 3]] * 2
     found = attacks.auto_pgd(model, x, y, 0.3, steps=10, targets=3, generator=seeded())
     assert (models.predict(model, found) == 3).all()
 
@@ -208,3 +209,69 @@ def test_suite_fits_the_number_of_classes():
 def test_more_targets_than_other_classes(digits):
     with pytest.raises(ValueError, match="9 other classes"):
         attacks.auto_pgd(*digits, 0.1, targets=10)
+
+
+# --- targets, and parts of a batch ----------------------------------------------------------------
+
+
+def test_targeted_auto_pgd_on_a_linear_network():
+    """Against every corner of the cube: it reaches the class if one of them does."""
+    w = torch.randn(3, 6, generator=seeded(5), dtype=torch.float64)
+    x = torch.full((4, 6), 0.5, dtype=torch.float64)
+    network = lambda z: 3 * (z @ w.T)  # noqa: E731
+    for target in range(3):
+        y = torch.full((4,), target)
+        found = attacks.auto_pgd(network, x, y, 0.3, targeted=True, steps=60, generator=seeded())
+        corners = torch.cartesian_prod(*[torch.tensor([0.2, 0.8]).double()] * 6)
+        losses = torch.nn.functional.cross_entropy(
+            network(corners), y[:1].expand(64), reduction="none"
+        )
+        loss = torch.nn.functional.cross_entropy(network(found), y, reduction="none")
+        reached = network(found).argmax(1) == target
+        assert reached.all() == (network(corners).argmax(1) == target).any()
+        assert (loss <= 1.05 * losses.min() + 1e-3).all()
+
+
+def test_targets_and_a_target_exclude_each_other():
+    with pytest.raises(ValueError, match="targets=2: with targeted=True the class is y"):
+        attacks.auto_pgd(lambda z: z, torch.zeros(1, 3), torch.tensor([0]), 0.1, targets=2,
+                         targeted=True)  # fmt: skip
+
+
+BATCHED = {
+    "fgsm": partial(attacks.fgsm, eps=0.1),
+    "pgd": partial(attacks.pgd, eps=0.1, steps=4, restarts=2),
+    "pgd, first": partial(attacks.pgd, eps=0.1, steps=4, keep="first", norm="l2"),
+    "pgd, last": partial(attacks.pgd, eps=0.1, steps=4, keep="last", norm="l1"),
+    "pgd_smoothed": partial(attacks.pgd_smoothed, eps=0.1, sigma=0.2, samples=3, steps=3),
+    "auto_pgd": partial(attacks.auto_pgd, eps=0.1, steps=6),
+    "auto_pgd, targets": partial(attacks.auto_pgd, eps=0.1, steps=6, targets=2),
+    "square": partial(attacks.square, eps=0.1, queries=8),
+}
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_the_result_does_not_depend_on_the_batch_size(name):
+    w = torch.randn(16, 4, generator=seeded(5), dtype=torch.float64)
+    x = torch.rand(7, 1, 4, 4, generator=seeded(6), dtype=torch.float64)
+    y, seen = torch.arange(7) % 4, []
+
+    def network(z):
+        seen.append(len(z))
+        return torch.tanh(z.flatten(1) @ w)
+
+    attack, copies = BATCHED[name], 3 if name == "pgd_smoothed" else 1
+    random = {} if name == "fgsm" else {"generator": seeded(2)}
+    whole = attack(network, x, y, **random)
+    assert max(seen) == 7 * copies
+    seen.clear()
+    random = {} if name == "fgsm" else {"generator": seeded(2)}
+    parts = attack(network, x, y, batch_size=3, **random)
+    assert max(seen) == 3 * copies
+    assert torch.allclose(whole, parts, atol=1e-12, rtol=0)
+
+
+def test_a_set_of_noise_per_image_is_not_divided():
+    with pytest.raises(ValueError, match="batch_size: a set of noise per image is not divided"):
+        attacks.pgd_smoothed(lambda z: z, torch.zeros(2, 3), torch.tensor([0, 1]), 0.1, 0.2,
+                             noise=torch.zeros(2, 5, 3), keep="last", batch_size=1)  # fmt: skip

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import beta, norm
 
 from trustml_helpers import bounds, certification
 from trustml_helpers.certification import LogError, audit_log, predict_acr
@@ -163,3 +164,39 @@ def test_the_stored_logs_pass():
         sigma, n, alpha = (about[key] for key in ("sigma", "n", "alpha"))
         log = certification.read_log(path, "one_class")
         assert audit_log(log, sigma, alpha=alpha, n=n).passed
+
+
+# --- two-class radii ------------------------------------------------------------------------------
+
+
+def two_class(alpha=0.001, n=1000, sigma=0.5):
+    """Rows of three classes whose radii follow from their counts, computed with SciPy alone."""
+    rng = np.random.default_rng(4)
+    counts = rng.multinomial(n, [0.55, 0.25, 0.2], 60)
+    rival = counts[:, 1:].max(1)
+    lower = beta.ppf(0.9 * alpha, counts[:, 0], n - counts[:, 0] + 1)
+    upper = np.minimum(beta.ppf(1 - 0.1 * alpha, rival + 1, n - rival), 1 - lower)
+    radius = floored(sigma / 2 * (norm.ppf(lower) - norm.ppf(upper)))
+    table = {"idx": range(60), "label": 0, "predict": 0, "correct": 1, "radius": radius}
+    return pd.DataFrame(table | {f"count_{k}": counts[:, k] for k in range(3)})
+
+
+def test_two_class_radii_are_audited_against_their_counts():
+    log = two_class()
+    assert (log["radius"] > 0).all()
+    found = audit_log(log, 0.5, alpha=0.001, n=1000, bound="two_class")
+    assert found.passed
+    assert found.fits == ((0.001, 1000),)
+    assert not audit_log(log, 0.5, alpha=0.001, n=1000).passed  # they are no one-class radii
+    other = audit_log(log, 0.5, alpha=0.01, n=1000, bound="two_class")
+    assert not other.passed
+    assert other.fits == ((0.001, 1000),)
+    assert len(other.impossible) == 60
+    more = log.assign(radius=log["radius"].where(log.index != 7, log["radius"] + 0.01))
+    found = audit_log(more, 0.5, alpha=0.001, n=1000, bound="two_class")
+    assert found.impossible == found.inconsistent == (7,)
+    votes = log.assign(count_0=log["count_0"] + (log.index == 9) * 300)
+    found = audit_log(votes, 0.5, alpha=0.001, n=1000, bound="two_class")
+    assert 9 in found.inconsistent
+    with pytest.raises(LogError, match="without the counts"):
+        audit_log(log.drop(columns=[f"count_{k}" for k in range(3)]), 0.5, bound="two_class")

@@ -45,6 +45,24 @@ def test_perturbations():
     rendered(figure)
 
 
+def test_perturbations_of_photographs_with_names_of_classes():
+    x, z = torch.full((3, 5, 5), 0.5), torch.full((3, 5, 5), 0.5)
+    z[0] += 0.004
+    z[1] -= 0.002
+    shares = torch.tensor([0.02, 0.5, 0.01, 0.3, 0.1, 0.03, 0.04])
+    figure = figures.perturbations([("PGD", x, z, shares)], label=3, names=list("abcdefg"))
+    change, said, bars = (figure.axes[k] for k in (1, 2, 3))
+    # Around grey, and full where the change is largest.
+    assert np.allclose(change.images[0].get_array()[0, 0], [1, 0.25, 0.5], atol=1e-4)
+    assert "0.004" in change.get_title()
+    assert said.get_title().endswith(": b, wrong")
+    assert [text.get_text() for text in bars.texts] == ["f", "g", "e", "d", "b"]
+    widths = [bar.get_width() for bar in bars.patches]
+    assert widths == pytest.approx([0.03, 0.04, 0.1, 0.3, 0.5])
+    assert [bool(bar.get_hatch()) for bar in bars.patches] == [False, False, False, True, False]
+    assert rendered(figure) > 1000
+
+
 def test_answers():
     image = torch.zeros(1, 5, 5)
     columns = [("drawn", image, torch.tensor([0.2, 0.8])),

@@ -123,3 +123,22 @@ def test_an_attack_that_returns_other_images(six):
     x, y = six
     with pytest.raises(ValueError, match="x_adv of shape"):
         robustness.robust_accuracy(IDENTITY, x, y, lambda m, x, y: x[:1])
+
+
+def test_targeted_success_counts_the_wanted_class_alone(six):
+    """One of four becomes what was wanted, one was it before, one becomes another, one stays."""
+    x = torch.eye(4)
+    wanted = torch.tensor([1, 1, 0, 0])
+    moved = x[[1, 1, 3, 3]]
+    seen = []
+
+    def attack(model, images, target):
+        seen.append(len(images))
+        rows = [int(image.argmax()) for image in images]
+        return moved[rows]
+
+    share = robustness.targeted_success(lambda z: z, x, wanted, attack, batch_size=3)
+    assert share == 0.5
+    assert seen == [3, 1]
+    with pytest.raises(ValueError, match="x is empty"):
+        robustness.targeted_success(lambda z: z, x[:0], wanted[:0], attack)

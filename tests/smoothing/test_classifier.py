@@ -187,6 +187,32 @@ def test_certify_error_on_a_halfspace(bound):
     assert false > 0.2 * alpha * images
 
 
+@pytest.mark.slow
+def test_certify_a_halfspace_of_a_photographs_dimension():
+    """150,528 coordinates, a normal with all of them: the votes have the exact probability, and no
+    radius exceeds the distance. False alarms: 1e-6, and at most 40 alpha = 4e-5."""
+    alpha, sigma, shape, n = 1e-6, 0.25, (3, 224, 224), 100
+    normal = torch.randn(shape, generator=seeded(1))
+    normal /= normal.norm()
+    pictures = torch.rand(40, *shape, generator=seeded(2))
+    # Moved along the normal until each is at its own distance from the plane.
+    distance = torch.linspace(0.05, 0.8, 40)
+    along = torch.einsum("nchw,chw->n", pictures, normal)
+    pictures += (distance - along)[:, None, None, None] * normal
+
+    def sides(x):
+        z = torch.einsum("nchw,chw->n", x, normal)
+        return torch.stack([z, -z], 1)
+
+    g = SmoothedClassifier(sides, sigma, 2)
+    found = g.certify(pictures, 10, n, alpha, generator=seeded(3))
+    votes, p = found.counts[:, 0].numpy(), Phi(distance.numpy() / sigma)
+    z = (votes - n * p).sum() / np.sqrt((n * p * (1 - p)).sum())
+    assert abs(z) < scipy.stats.norm.isf(0.5e-6)
+    assert (found.radius <= distance).all()
+    assert (found.radius > 0).sum() > 20
+
+
 def true_radius(x, sigma, label):
     """Distance at which g leaves ``label``, in one dimension, from exact probabilities."""
     gap = lambda t: (  # noqa: E731

@@ -144,7 +144,7 @@ BY_HAND = [
     ([["nonsense"], "macer", []], [["macer", "gaussian"]], "methods"),
     ([[0], [-1], 0.5, []], [[0.25, 1]], "sigmas"),
     (["nonsense"], ["macer"], "recipe"),
-    ([(1, 0), (0, 0), (NAN, 1), ("0", "1"), 1], [(0, 1), (-2.5, 2.5), None], "bounds"),
+    ([(1, 0), (0, 0), (NAN, 1), ("0", "1"), 1], [(0, 1), (-2.5, 2.5), None], "bounds span"),
     ([None, 3, [[0.5]], DATA.numpy()], [DATA], "images logits x"),
     ([None, 3, [0, 1], DATA.numpy()], [Y], "labels target y"),
     ([3, [[0.5]], DATA.numpy(), DATA.long()], [DATA, None], "start"),
@@ -154,7 +154,8 @@ BY_HAND = [
     ([[[5, 5]], DATA, -Y[None], Y, Y[None, :1]], [Y[None]], "counts"),
     ([3, None, {"": len}, {"clean": len}, ["clean"]], [], "attacks"),
     ([3, "pgd", [len, 3]], [len], "attack"),
-    ([None, 3, "net"], [len], "base_classifier model"),
+    ([None, 3, "net"], [len], "base_classifier denoiser model"),
+    ([3, "net"], [len, None], "classifier"),
     ([None, (X, Y[:2]), (X[:0], Y[:0]), (X, Y.tolist()), (X.numpy(), Y)], [(X, Y)], "train"),
     ([0, -1, (X, Y[:2]), (X[:0], Y[:0]), (X, Y.tolist())], [], "validation"),
     ([None, nn.Identity()], [], "smoothed"),
@@ -181,9 +182,11 @@ APART = {
     "smoothing.votes.abstention_probability.p_a": ([0.4, 1.1, NAN], [0.5, 1]),
     "smoothing.votes.samples_needed.p_a": ([0.5, 1.1, NAN], [0.6, 1]),
     "theory.halfspace_probability.distance": ([NAN, INF], [-0.1, 0, 2]),
+    "models.Denoised.__init__.classifier": ([None, 3], [len]),
     "models.Grouped.__init__.model": ([None, 3], [nn.Identity(), len]),
     "models.Grouped.__init__.groups": ([[0.5], [-1], 3, []], [[0, 1], [0]]),
     "training.loop.fit.model": ([None, nn.Linear, len], [nn.Identity()]),
+    "widgets.attack_explorer.largest": ([0, -1, NAN, INF], [0.01, 0.3]),
 }  # fmt: skip
 # Noise of no size is none, where a network is to be smoothed by it.
 WITHOUT_NOISE = {
@@ -239,6 +242,7 @@ ALONE = {
     "smoothing.votes.radii": {"top"},  # a relation says what it may be
     "training.loop.fit": {
         "objective", "attacks", "best", "optimizer", "scheduler", "generators", "about"},
+    "widgets.attack_explorer": {"names"},
     "widgets.danskin_explorer": {"loss"},
     "cli.certify.plot": {"logs", "output"},
     "cli.inputs.indices": {"length"},
@@ -272,13 +276,16 @@ MISFITS = {
     "attacks.gradient._noise_fits": [
         ({"noise": X[:, :1]}, r"noise: expected .*\(3, 2, 4, 4\)"),
         ({"noise": X[:2, None]}, "noise: expected a set for each of 3 images, got 2"),
-        ({"noise": X[:, None]}, "noise: a set per image needs keep='last'")],
+        ({"noise": X[:, None]}, "noise: a set per image needs keep='last'"),
+        ({"noise": X[:, None], "batch_size": 1}, "batch_size: a set of noise per image")],
     "attacks.gradient._starts_fit": [
         ({"restarts": 2, "keep": "last"}, "restarts=2: with keep='last'"),
         ({"restarts": 2, "start": X}, "restarts=2: with a given start"),
         ({"start": X[:2]}, r"start: expected shape \(3, 2, 4, 4\)"),
         ({"clip_start": False}, "clip_start=False: needs keep='last'"),
         ({"clip_start": False, "keep": "last", "steps": 0}, "clip_start=False: .*one step")],
+    "attacks.strong._one_kind_of_target": [
+        ({"targets": 2, "targeted": True}, "targets=2: with targeted=True the class is y")],
     "attacks.search.fits": [
         ({"eps": 2.0}, r"eps=2.0 is larger .*bounds=\(0, 1\).*8 / 255"),
         ({"y": TWO}, "one label per image"), ({"y": META}, r"y is on meta.*y\.to\(x\.device\)"),
@@ -392,7 +399,8 @@ UNDECLARED = {
     "checks what it is given in its own words, tested where it lives": {
         "attacks.check_attacked", "certification.average_certified_radius",
         "certification.summary", "certification.vote_counts", "data.to_tensors",
-        "models.EfficientNetLite0.forward", "models.Grouped.forward", "models.card",
+        "models.EfficientNetLite0.forward", "models.Denoised.forward",
+        "models.Denoiser.forward", "models.Grouped.forward", "models.card",
         "models.load", "models.save", "robustness.read_attack_log",
         "widgets.Explorer.set"},
     "reads a folder, whose name is all that it is given": {

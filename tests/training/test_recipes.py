@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trustml_helpers import attacks, objectives
+from trustml_helpers import attacks, models, objectives
 from trustml_helpers.objectives import ByEpoch
 from trustml_helpers.training import recipes
 
@@ -94,7 +94,7 @@ def test_published_optimisation():
 def test_stated_copies_are_the_passes_of_a_step(name):
     """Counted: images that the network sees per image of the minibatch, late in training."""
     recipe = recipes.RECIPES[name]
-    network, seen = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), []
+    network, seen = models.build(recipe.architecture), []
     network.register_forward_hook(lambda m, inputs, _: seen.append(len(inputs[0])))
     goal = recipe.objective(torch.Generator())
     goal = goal.at(recipe.epochs - 0.5) if isinstance(goal, ByEpoch) else goal
@@ -125,6 +125,17 @@ def test_trades_grows_to_its_eps(monkeypatch):
         assert goal.at(epoch) == (pytest.approx(eps), (), {"generator": GENERATOR})
 
 
+def test_a_denoiser_learns_the_error_first_and_then_for_the_network_behind_it(monkeypatch):
+    monkeypatch.setattr(objectives, "denoising", lambda *given, **named: (given, named))
+    goal = recipes.RECIPES["denoiser"].objective(GENERATOR)
+    for epoch in (0.0, 7.99):
+        assert goal.at(epoch) == ((1.0,), {"generator": GENERATOR})
+    for epoch in (8.0, 11.5):
+        (sigma, classifier), _ = goal.at(epoch)
+        assert sigma == 1.0
+        assert classifier.card == models.card("mnist_smallcnn_standard")
+
+
 # As the networks of the course were made; their cards name these recipes.
 @pytest.mark.parametrize(("name", "network", "epochs", "batch", "optimizer", "peak", "lean"), [
     ("standard", "SmallCNN", 8, 128, torch.optim.Adam, 0.002, False),
@@ -133,12 +144,13 @@ def test_trades_grows_to_its_eps(monkeypatch):
     ("fgsm_rs", "SmallCNN", 10, 100, torch.optim.Adam, 0.005, True),
     ("trades", "WideCNN", 20, 128, torch.optim.Adam, 0.003, True),
     ("course_gaussian", "LeNet", 30, 256, torch.optim.SGD, 0.1, False),
+    ("denoiser", "Denoiser", 12, 256, torch.optim.Adam, 0.004, False),
 ])  # fmt: skip
 def test_settings_of_the_course(name, network, epochs, batch, optimizer, peak, lean):
     recipe = recipes.RECIPES[name]
     assert (recipe.architecture, recipe.epochs, recipe.batch_size) == (network, epochs, batch)
     assert recipe.precision == ("bfloat16" if lean else "float32")
-    assert recipe.channels_last == (lean or name == "course_gaussian")
+    assert recipe.channels_last == (lean or name in ("course_gaussian", "denoiser"))
     assert recipe.best == ("error pgd" if lean else None)
     descent = recipe.optimizer([nn.Parameter(torch.zeros(1))])
     assert type(descent) is optimizer

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -67,6 +70,85 @@ def fingerprint(model: Any) -> str:
         digest.update(name.encode())
         digest.update(raw_bytes(tensor))
     return digest.hexdigest()
+
+
+def code_of(model: Any) -> str:
+    """sha256 over what decides a model's answers and is no weight: the classes, plain attributes
+    and forwards of its modules; source, defaults and captured values of a function.
+
+    The source of torch's own classes and of ours is left out: logs name the versions.
+    """
+    found = hashlib.sha256()
+    for part in _parts(model, {}):
+        found.update(part.encode() + b"\0")
+    return found.hexdigest()
+
+
+_SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+
+
+def _parts(thing: Any, seen: dict[int, Any]) -> Iterator[str]:
+    if isinstance(thing, _SCALARS):
+        yield repr(thing)
+        return
+    if id(thing) in seen:  # a network that holds itself, a function that calls itself
+        return
+    seen[id(thing)] = thing  # held, so that its id is not given to another
+    if isinstance(thing, Tensor):
+        yield digest(thing)
+    elif isinstance(thing, np.ndarray):
+        yield f"{thing.dtype} {thing.shape} {hashlib.sha256(thing.tobytes()).hexdigest()}"
+    elif isinstance(thing, dict):
+        for name in sorted(thing, key=str):
+            yield str(name)
+            yield from _parts(thing[name], seen)
+    elif isinstance(thing, list | tuple | set | frozenset):
+        for each in thing if isinstance(thing, list | tuple) else sorted(thing, key=repr):
+            yield from _parts(each, seen)
+    elif isinstance(thing, functools.partial):
+        yield from _parts([thing.func, thing.args, thing.keywords], seen)
+    elif inspect.ismethod(thing):
+        yield from _parts([thing.__self__, thing.__func__], seen)
+    elif inspect.isfunction(thing):
+        captured = inspect.getclosurevars(thing)
+        yield _source(thing)
+        yield from _parts([thing.__defaults__, thing.__kwdefaults__], seen)
+        yield from _parts([captured.nonlocals, captured.globals], seen)
+    elif inspect.isclass(thing) or inspect.isbuiltin(thing) or inspect.ismodule(thing):
+        yield _named(thing)
+    else:
+        kind = type(thing)
+        yield _named(kind)
+        if not _known(kind):
+            yield _source(kind)
+        if isinstance(thing, nn.Module):
+            own = {k: v for k, v in vars(thing).items() if not k.startswith("_")}
+            own = {k: v for k, v in own.items() if k not in ("training", "card")}
+            lost = {k: thing._buffers[k] for k in thing._non_persistent_buffers_set}
+            yield from _parts([own, lost, dict(thing.named_children())], seen)
+        elif not _known(kind):
+            yield from _parts(getattr(thing, "__dict__", {}), seen)
+
+
+def _named(thing: Any) -> str:
+    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', thing.__name__)}"
+
+
+def _known(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in (
+        "builtins",
+        "torch",
+        "torchvision",
+        "trustml_helpers",
+    )
+
+
+def _source(thing: Any) -> str:
+    try:
+        return inspect.getsource(thing)
+    except (OSError, TypeError):  # typed at a prompt
+        code = getattr(thing, "__code__", None)
+        return f"{_named(thing)} {code.co_code.hex() if code else ''}"
 
 
 def digest(*tensors: Tensor) -> str:

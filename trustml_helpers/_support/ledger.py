@@ -192,9 +192,10 @@ def same_run(
             continue
         was, now = _apart(known.get(name), value)
         if name.endswith("sha256"):
-            what = {"model": "another network", "images": "other images or labels"}.get(
-                name.removesuffix("_sha256"), "something else"
-            )
+            what = {
+                "model": "another network", "images": "other images or labels",
+                "model_code": "a network of other attributes or source",
+            }.get(name.removesuffix("_sha256"), "something else")  # fmt: skip
             was, now = f"{str(was)[:12]}...", f"{str(now)[:12]}..."
             raise error(f"{which} was made with {what}, {name} {was}, not {now}: {cure}")
         raise error(

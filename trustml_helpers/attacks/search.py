@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trustml_helpers._support.arguments import number, one_of
+from trustml_helpers._support.arguments import maybe, number, one_of, whole
 from trustml_helpers._support.calling import logits_of, unchanged
 from trustml_helpers._support.tensors import (
     BOUNDS,
@@ -50,13 +50,18 @@ class Goal:
         y: all labels ``(n,)``, or ``(n, 2)``: true label and the class to be produced instead.
         loss: ``(logits, y) -> (n,)``, large where the attack is near.
         targeted: the attack wins where the label *is* y, and the loss is to be small.
+        batch_size: images per pass through the model, all of them if None; results do not depend
+            on it, memory does.
 
     Raises:
         ValueError: at the first evaluation, if logits and labels do not fit.
     """
 
-    def __init__(self, model: Model, y: Tensor, loss: Loss, targeted: bool = False) -> None:
-        self.model, self.loss, self.targeted = model, loss, targeted
+    def __init__(
+        self, model: Model, y: Tensor, loss: Loss, targeted: bool = False,
+        batch_size: int | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.loss, self.targeted, self.batch_size = model, loss, targeted, batch_size
         self.labels = label_range(y)  # once: a GPU makes the host wait for it
 
     def logits(self, x: Tensor) -> Tensor:
@@ -69,12 +74,24 @@ class Goal:
 
     def evaluate(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Which rows are fooled, and the value to be maximised, each ``(n,)``."""
+        return self._in_parts(self._evaluate, x, y)
+
+    def ascend(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, value, and the gradient of the summed value: each row gets its own."""
+        return self._in_parts(self._ascend, x, y)
+
+    def _in_parts(self, of: Callable[..., Any], x: Tensor, y: Tensor) -> Any:
+        if self.batch_size is None or len(x) <= self.batch_size:
+            return of(x, y)
+        parts = zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
+        return tuple(map(torch.cat, zip(*(of(*part) for part in parts), strict=True)))
+
+    def _evaluate(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.logits(x)
         value = self.loss(logits, y)
         return self.fooled(logits, y), -value if self.targeted else value
 
-    def ascend(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, value, and the gradient of the summed value: each row gets its own."""
+    def _ascend(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             logits = self.logits(x)
@@ -114,12 +131,13 @@ class Best:
 
 @contextmanager
 def attacking(
-    model: Model, x: Tensor, y: Tensor, loss: str | Loss, targeted: bool = False
-) -> Iterator[tuple[Tensor, Tensor, Goal]]:
+    model: Model, x: Tensor, y: Tensor, loss: str | Loss, targeted: bool = False,
+    batch_size: int | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Goal]]:  # fmt: skip
     """Images and labels that autograd accepts, and the goal; the model is left as it was found."""
     with unchanged(model), torch.inference_mode(False), torch.no_grad():
         x, y = (each.clone() if each.is_inference() else each for each in (x, y.long()))
-        yield x, y, Goal(model, y, named(loss), targeted)
+        yield x, y, Goal(model, y, named(loss), targeted, batch_size)
 
 
 # --- what the arguments of every attack may be ----------------------------------------------------
@@ -127,7 +145,7 @@ def attacking(
 THREAT = {
     "x": IMAGES, "y": LABELS, "eps": number(f"[0, {LARGEST:g}]", "in pixel units"),
     "norm": one_of(*NORMS), "bounds": BOUNDS, "loss": one_of(*LOSSES, function=True),
-    "generator": GENERATOR,
+    "generator": GENERATOR, "batch_size": maybe(whole(1)),
 }  # fmt: skip
 
 

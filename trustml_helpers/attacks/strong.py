@@ -31,19 +31,25 @@ from trustml_helpers.attacks.search import (
 RHO, INERTIA = 0.75, 0.75  # of Croce & Hein (2020), section 3
 
 
+def _one_kind_of_target(targets: int, targeted: bool) -> None:
+    if targets and targeted:
+        raise ValueError(f"targets={targets}: with targeted=True the class is y; leave it out")
+
+
 @declared(
-    fits, **threat("norm", "loss", "generator"), steps=whole(), restarts=whole(1), targets=whole(),
-    keep=one_of("best", "first"),
+    fits, _one_kind_of_target, **threat("norm", "loss", "generator", "batch_size"), steps=whole(),
+    restarts=whole(1), targets=whole(), keep=one_of("best", "first"),
 )  # fmt: skip
 def auto_pgd(
     model: Model, x: Tensor, y: Tensor, eps: float, *, norm: str = "linf", bounds: Bounds = (0, 1),
-    steps: int = 100, restarts: int = 1, targets: int = 0, loss: str | Loss = "cross_entropy",
-    keep: str = "best", generator: torch.Generator | None = None,
+    steps: int = 100, restarts: int = 1, targets: int = 0, targeted: bool = False,
+    loss: str | Loss = "cross_entropy", keep: str = "best",
+    generator: torch.Generator | None = None, batch_size: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Auto-PGD: PGD with inertia, whose step halves where it no longer helps.
 
     Args:
-        model, x, y, eps, norm, bounds, loss: as for :func:`attacks.fgsm`.
+        model, x, y, eps, norm, bounds, targeted, loss, batch_size: as for :func:`attacks.fgsm`.
         steps: of each run.
         restarts: independent runs from uniform starts; each attacks only what still stands.
         targets: attack towards each of that many other classes, the likeliest on the clean image
@@ -64,9 +70,10 @@ def auto_pgd(
     tensor([[0.4000, 0.6000]])
     """
     ball = NORMS[norm]
-    with attacking(model, x, y, _towards if targets else loss) as (x, y, goal):
+    wanted = _towards if targets else loss
+    with attacking(model, x, y, wanted, targeted, batch_size) as (x, y, goal):
         best = Best(x)
-        others = _likeliest_others(goal.logits(x), y, targets) if targets else y[:, None]
+        others = _likeliest_others(goal, x, y, targets) if targets else y[:, None]
         for attempt in range(restarts * others.shape[1]):
             start = x + eps * ball.uniform(x, generator)
             rows = (~best.fooled).nonzero()[:, 0]
@@ -137,7 +144,8 @@ def _towards(logits: Tensor, y: Tensor) -> Tensor:
     return trusted(dlr_targeted)(logits, y[:, 0], y[:, 1])
 
 
-def _likeliest_others(logits: Tensor, y: Tensor, targets: int) -> Tensor:
+def _likeliest_others(goal: Goal, x: Tensor, y: Tensor, targets: int) -> Tensor:
+    logits = torch.cat([goal.logits(part) for part in x.split(goal.batch_size or max(len(x), 1))])
     if targets >= logits.shape[1]:
         raise ValueError(f"targets={targets}: the model has {logits.shape[1] - 1} other classes")
     others = logits.scatter(1, y[:, None], -torch.inf)
@@ -149,12 +157,13 @@ HALVE_AT = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 
 
 @declared(
-    fits, **threat("norm", "generator"), queries=whole(1),
+    fits, **threat("norm", "generator", "batch_size"), queries=whole(1),
     window=number("(0, 1]", "a share of the image"),
 )  # fmt: skip
 def square(
     model: Model, x: Tensor, y: Tensor, eps: float, *, norm: str = "linf", bounds: Bounds = (0, 1),
     queries: int = 1000, window: float = 0.8, generator: torch.Generator | None = None,
+    batch_size: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Square: random search with shrinking windows, without any gradient.
 
@@ -164,8 +173,8 @@ def square(
     projected on ball and box. Stops on an example once it is fooled.
 
     Args:
-        model, x, y, eps, norm, bounds: as for :func:`attacks.fgsm`; the model need not be
-            differentiable. x that is not ``(n, C, H, W)`` is treated as one row of pixels.
+        model, x, y, eps, norm, bounds, batch_size: as for :func:`attacks.fgsm`; the model need not
+            be differentiable. x that is not ``(n, C, H, W)`` is treated as one row of pixels.
         queries: evaluations of the model per example.
         window: share of the image that the first window covers, in (0, 1].
         generator: source of the windows and signs; fresh entropy if not given.
@@ -183,7 +192,8 @@ def square(
     ball, shape = NORMS[norm], x.shape if x.ndim == 4 else (len(x), 1, 1, x[:1].numel())
     with unchanged(model), torch.inference_mode():
         images, y = x.reshape(shape), y.long()
-        goal = Goal(lambda z: call(model, z.view(-1, *x.shape[1:])), y, named("margin"))
+        goal = Goal(lambda z: call(model, z.reshape(-1, *x.shape[1:])), y, named("margin"),
+                    batch_size=batch_size)  # fmt: skip
         best, rows = Best(images), torch.arange(len(x), device=x.device)
         # Stripes one pixel wide: the first guess of the paper.
         stripes = draw(images[:, :, :1], torch.rand, generator).sub(0.5).sign().expand(shape)

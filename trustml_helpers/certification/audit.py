@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
@@ -23,6 +24,7 @@ from trustml_helpers._support.arguments import ALPHA, SIGMA, declared, maybe, wh
 from trustml_helpers._support.arguments import each as every
 from trustml_helpers._support.files import LogError
 from trustml_helpers.certification.log import check_rows, vote_counts
+from trustml_helpers.smoothing import BOUND, radii
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,26 +89,29 @@ _LISTED = whole(1, 10_000_000)  # every possible radius is listed
 
 @declared(
     _stated_together, sigma=SIGMA, alpha=maybe(ALPHA), n=maybe(_LISTED), alphas=every(ALPHA),
-    sizes=every(_LISTED),
+    sizes=every(_LISTED), bound=BOUND,
 )  # fmt: skip
 def audit_log(
     log: pd.DataFrame, sigma: float, *, alpha: float | None = None, n: int | None = None,
-    alphas: Sequence[float] = ALPHAS, sizes: Sequence[int] = SIZES,
+    alphas: Sequence[float] = ALPHAS, sizes: Sequence[int] = SIZES, bound: str = "one_class",
 ) -> Audit:  # fmt: skip
     """Which settings can have made this log, and which rows cannot be right?
 
     Args:
-        log: as ``certification.read_log`` returns it; one-class radii.
+        log: as ``certification.read_log`` returns it.
         sigma: standard deviation of the noise, above 0, in pixel units.
         alpha, n: the stated settings, both or neither; with counts in the log they are checked
             against them as well; n at most 10,000,000, since every possible radius is listed.
         alphas, sizes: the grid of settings to try; the stated pair is added to it.
+        bound: ``"one_class"``, or ``"two_class"``: such a radius depends on two counts, so that
+            nearly every number is possible, and it is checked against the counts of its row.
 
     Returns:
         An :class:`Audit`.
 
     Raises:
-        LogError: for a cell that no certification writes, and an idx far beyond all others.
+        LogError: for two-class radii without counts, a cell that no certification writes, and an
+            idx far beyond all others.
 
     Source: Clopper & Pearson (1934) bounds of whole counts, as in Cohen et al. (2019).
 
@@ -125,7 +130,10 @@ def audit_log(
     stated = (alpha, n) if alpha is not None and n is not None else None
     if stated and stated not in pairs:
         pairs.append(stated)
-    explained = {pair: _explained(radius, unit, sigma, *pair) for pair in pairs}
+    if bound == "one_class":
+        explained = {pair: _explained(radius, unit, sigma, *pair) for pair in pairs}
+    else:
+        explained = {pair: _recomputed(log, radius, unit, sigma, *pair) for pair in pairs}
     # A program rounds all its radii the same way. A format with significant digits rounds to
     # nearest; one with a fixed number of decimals may have rounded down before.
     fits = [pair for pair, (near, down) in explained.items()
@@ -139,7 +147,7 @@ def audit_log(
     return Audit(
         len(log), tuple(fits), stated, _pick(idx, impossible), _pick(idx, up),
         _missing(present), _pick(present, times > 1),
-        _pick(idx, _inconsistent(log, sigma, stated, unit)),
+        _pick(idx, _inconsistent(log, sigma, stated, unit, bound)),
     )  # fmt: skip
 
 
@@ -210,6 +218,27 @@ def _explained(
     return between(radius - unit / 2, radius + unit / 2), between(radius, radius + unit)
 
 
+def _recomputed(
+    log: pd.DataFrame, radius: Floats, unit: Floats, sigma: float, alpha: float, n: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The same for the two-class radius of each row's own counts."""
+    if vote_counts(log).shape[1] == 0:
+        raise LogError("log: two-class radii cannot be audited without the counts they are from")
+    expected = _from_counts(log, sigma, alpha, n, "two_class")
+    near = np.abs(radius - expected) <= unit / 2 + _SLACK
+    return near, (radius - _SLACK <= expected) & (expected <= radius + unit + _SLACK)
+
+
+def _from_counts(log: pd.DataFrame, sigma: float, alpha: float, n: int, bound: str) -> Floats:
+    """The radius that the counts of each row give, NaN where they are more than n votes."""
+    predict, counts = log["predict"].to_numpy(), vote_counts(log)
+    fits = counts.sum(axis=1) <= n
+    top = torch.as_tensor(predict.clip(0, counts.shape[1] - 1))
+    held = torch.as_tensor(np.where(fits[:, None], counts, 0))
+    found = np.where(predict >= 0, radii(held, top, n, alpha, sigma, bound)[0], 0.0)
+    return np.where(fits, found, np.nan)
+
+
 def _printed_units(radius: Floats) -> tuple[Floats, bool]:
     """The last printed digit of each radius, from the digits that the whole log shows, and
     whether the number of decimals is fixed.
@@ -229,21 +258,15 @@ def _printed_units(radius: Floats) -> tuple[Floats, bool]:
 
 
 def _inconsistent(
-    log: pd.DataFrame, sigma: float, stated: tuple[float, int] | None, unit: Floats,
+    log: pd.DataFrame, sigma: float, stated: tuple[float, int] | None, unit: Floats, bound: str,
 ) -> NDArray[np.bool_]:  # fmt: skip
     predict, radius = log["predict"].to_numpy(), log["radius"].to_numpy(dtype=float)
     wrong = (predict == log["label"].to_numpy()) != (log["correct"].to_numpy() == 1)
     wrong |= (predict < 0) & (radius > 0)
-    counts = vote_counts(log)
-    if counts.shape[1] == 0 or stated is None:
+    if vote_counts(log).shape[1] == 0 or stated is None:
         return wrong
-    alpha, n = stated
-    of_class = counts[np.arange(len(log)), np.clip(predict, 0, counts.shape[1] - 1)]
-    expected = bounds.certified_radius(
-        bounds.lower_conf_bound(np.minimum(of_class, n), n, alpha), sigma
-    )
-    expected = np.where(predict >= 0, expected, 0.0)
-    return wrong | (counts.sum(axis=1) > n) | (np.abs(radius - expected) > unit + _SLACK)
+    expected = _from_counts(log, sigma, *stated, bound)
+    return wrong | ~(np.abs(radius - expected) <= unit + _SLACK)  # NaN: more votes than n
 
 
 def _missing(present: NDArray[np.int64]) -> tuple[int, ...]:

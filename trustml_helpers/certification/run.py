@@ -15,7 +15,7 @@ from torch import Tensor
 from trustml_helpers import smoothing
 from trustml_helpers._support.arguments import ALPHA, declared, kind, maybe, one_of, whole
 from trustml_helpers._support.arguments import each as every
-from trustml_helpers._support.calling import fingerprint, raw_bytes
+from trustml_helpers._support.calling import code_of, digest, fingerprint, raw_bytes
 from trustml_helpers._support.ledger import Ledger, LogError
 from trustml_helpers._support.processes import progress_bar, team
 from trustml_helpers._support.randomness import keyed_generator
@@ -133,25 +133,31 @@ def _settled(
     settings |= {
         "sigma": smoothed.sigma, "num_classes": classes,
         "shares_of_alpha": list(SHARES) if settings["bound"] == "two_class" else [1.0],
-        "model_sha256": fingerprint(smoothed.base_classifier), "device": images.device.type,
+        "model_sha256": fingerprint(smoothed.base_classifier),
+        "model_code_sha256": code_of(smoothed.base_classifier), "device": images.device.type,
         "images_dtype": str(images.dtype).removeprefix("torch."),
     }  # fmt: skip
     us = team()
     with ExitStack() as held:
 
         def begin() -> tuple[Execution, set[int]]:
-            new, known = not ledger.path.exists(), ledger.known(settings, resume=resume)
+            new, known = (
+                not ledger.path.exists(),
+                ledger.known(settings, resume=resume, optional=["model_code_sha256"]),
+            )
             k = place[order[0]]
             trial = {"votes": len(order) * (settings["n0"] + settings["n"]), "progress": progress}
             found = _execution(ledger, known, settings, smoothed, images[k : k + 1], trial)
             held.enter_context(ledger.held(new=new))
             image = {"image": order[0], "image_sha256": _digest(images[k], labels[k])}
-            about = settings | found._asdict() | image | _versions()
+            these = _these(order, images, labels, place)
+            about = settings | found._asdict() | image | these | _versions()
             ledger.begin(about if known is None else None)
             rows = _joined(ledger, order)
             ledger.keep(rows.values())
             if known is not None:
-                _same_images(ledger, known, images, labels, place)
+                _same_images(ledger, known, images, labels, place, these)
+                ledger.begin(known | these)
             # A row has at most so many bytes.
             ledger.check_space(len(set(order) - rows.keys()) * (60 + 11 * classes))
             return found, set(rows)
@@ -217,20 +223,35 @@ def _joined(ledger: Ledger, order: Sequence[int]) -> dict[int, str]:
 
 
 def _digest(image: Tensor, label: Tensor) -> str:
-    digest = hashlib.sha256(raw_bytes(image))
-    digest.update(str(int(label)).encode())
-    return digest.hexdigest()
+    found = hashlib.sha256(raw_bytes(image))
+    found.update(str(int(label)).encode())
+    return found.hexdigest()
+
+
+def _these(
+    order: list[int], images: Tensor, labels: Tensor, place: dict[int, int]
+) -> dict[str, str]:
+    """Which images a run is about: their numbers, and what they hold."""
+    rows = [place[number] for number in order]
+    return {
+        "numbers_sha256": hashlib.sha256(str(order).encode()).hexdigest(),
+        "images_sha256": digest(images[rows], labels[rows].long()),
+    }
 
 
 def _same_images(
-    ledger: Ledger, known: dict[str, Any], images: Tensor, labels: Tensor, place: dict[int, int]
-) -> None:
-    """Refuse to go on with other images: as far as they are here, the first one and all labels."""
+    ledger: Ledger, known: dict[str, Any], images: Tensor, labels: Tensor, place: dict[int, int],
+    these: dict[str, str],
+) -> None:  # fmt: skip
+    """Refuse to go on with other images: all of them if they have the same numbers, else as far as
+    they are here the first one and all labels."""
     image = known.get("image", -1)
     other = not isinstance(image, int)
+    if known.get("numbers_sha256") == these["numbers_sha256"]:
+        other |= known.get("images_sha256") != these["images_sha256"]
     if image in [*place]:
         k = place[image]
-        other = known["image_sha256"] != _digest(images[k], labels[k])
+        other |= known["image_sha256"] != _digest(images[k], labels[k])
     log = read_log(ledger.path)
     given = [(place[i], label) for i, label in zip(log["idx"], log["label"], strict=True)
              if i in place]  # fmt: skip

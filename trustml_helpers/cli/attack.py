@@ -11,7 +11,8 @@ import torch
 import typer
 
 from trustml_helpers import attacks, robustness
-from trustml_helpers._support.arguments import one_of
+from trustml_helpers._support.arguments import one_of, whole
+from trustml_helpers._support.calling import suited_batch
 from trustml_helpers.cli import inputs
 from trustml_helpers.cli.inputs import Seed, option
 
@@ -19,6 +20,9 @@ NAMES = ("fgsm", "pgd", "auto_pgd", "square", "suite")
 Norm = Annotated[str, option("Norm of the ball.", metavar="linf|l2|l1")]
 Eps = Annotated[float, option("Radius of the ball, in pixel units of [0, 1].")]
 Steps = Annotated[int, option("Steps of PGD.")]
+BatchSize = Annotated[
+    int | None, option("Images at a time; 256 digits or 8 of 224 x 224 if not given.")
+]
 
 
 def attack(
@@ -42,7 +46,7 @@ def attack(
     limit: inputs.Limit = None,
     groups: inputs.Groups = None,
     device: inputs.Device = None,
-    batch_size: Annotated[int, option("Images at a time.")] = 256,
+    batch_size: BatchSize = None,
     seed: Seed = 0,
     output: Annotated[
         Path | None, option("CSV: per image what it falls to. A run that was killed goes on.")
@@ -70,7 +74,7 @@ def attack(
         log = robustness.attack_dataset(
             network, x, y, make, output or Path(folder) / "log.csv",
             about=_named(model, data_set, split, groups) | about, numbers=numbers,
-            batch_size=batch_size, seed=seed,
+            batch_size=_batch(batch_size, x), seed=seed,
         )  # fmt: skip
     shares = robustness.summary(log, list(make(torch.Generator())))
     for name, share in shares.items():
@@ -98,7 +102,7 @@ def diagnose(
     limit: Annotated[int, option("Use at most this many of them.")] = 300,
     groups: inputs.Groups = None,
     device: inputs.Device = None,
-    batch_size: Annotated[int, option("Images at a time.")] = 256,
+    batch_size: BatchSize = None,
     seed: Seed = 0,
 ) -> None:
     """Ask whether an accuracy under attack can be believed: the checklist of the literature.
@@ -108,12 +112,17 @@ def diagnose(
     chosen = inputs.images(data_set, split, root, every, limit)
     network, (x, y, _), _ = inputs.ready(model, chosen, groups, inputs.device(device))
     report = robustness.diagnose(
-        network, x, y, eps, norm=norm, steps=steps, queries=queries, batch_size=batch_size,
-        generator=torch.Generator(x.device).manual_seed(seed),
+        network, x, y, eps, norm=norm, steps=steps, queries=queries,
+        batch_size=_batch(batch_size, x), generator=torch.Generator(x.device).manual_seed(seed),
     )  # fmt: skip
     typer.echo(str(report))
     if not report.passed:
         raise typer.Exit(1)
+
+
+def _batch(given: int | None, x: torch.Tensor) -> int:
+    """Gradients take several times the memory of votes."""
+    return max(suited_batch(x) // 2, 8) if given is None else whole(1)("batch_size", given)
 
 
 def _attacks(

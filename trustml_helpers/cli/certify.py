@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import typer
 
-from trustml_helpers import certification, smoothing
-from trustml_helpers._support.arguments import declared, whole
+from trustml_helpers import certification, models, smoothing
+from trustml_helpers._support.arguments import SIGMA, declared, whole
 from trustml_helpers._support.ledger import read_settings, settings_file
 from trustml_helpers._support.processes import progress_bar
 from trustml_helpers.cli import inputs
@@ -29,6 +29,7 @@ def certify(
     every: inputs.Every = 1,
     limit: inputs.Limit = None,
     groups: inputs.Groups = None,
+    denoiser: inputs.Denoiser = None,
     sigma: inputs.Sigma = None,
     n0: Annotated[int, option("Selection samples per image.")] = 100,
     n: Annotated[int, option("Estimation samples per image.")] = 100_000,
@@ -40,14 +41,8 @@ def certify(
     )] = "one_class",
     device: inputs.Device = None,
     batch_size: inputs.BatchSize = None,
-    layout: Annotated[str | None, option(
-        "Memory layout of the weights; a short trial finds it if not given.",
-        metavar="|".join(smoothing.LAYOUTS),
-    )] = None,
-    dtype: Annotated[str | None, option(
-        "Run the network in this precision; its own if not given. Noise is drawn and added in that "
-        "of the images.", metavar="|".join(smoothing.DTYPES),
-    )] = None,
+    layout: inputs.Layout = None,
+    dtype: inputs.DType = None,
     compiled: Annotated[bool | None, option("By torch.compile.", "--compile/--no-compile")] = None,
     seed: inputs.Seed = 0,
 ) -> None:  # fmt: skip
@@ -74,7 +69,7 @@ def certify(
     """
     chosen = inputs.images(data_set, split, root, every, limit)
     where = inputs.device(device)
-    smoothed, chosen = _smoothed(model, sigma, chosen, groups, where)
+    smoothed, chosen = _smoothed(model, sigma, chosen, groups, denoiser, where)
     table = certification.certify_dataset(
         smoothed, chosen.x, chosen.y, log, n0=n0, n=n, alpha=alpha, bound=bound,
         numbers=chosen.numbers, seed=seed, batch_size=batch_size,
@@ -93,11 +88,14 @@ def predict(
     every: inputs.Every = 1,
     limit: inputs.Limit = None,
     groups: inputs.Groups = None,
+    denoiser: inputs.Denoiser = None,
     sigma: inputs.Sigma = None,
     n: Annotated[int, option("Noisy copies of each image.")] = 1000,
     alpha: inputs.Alpha = 0.001,
     device: inputs.Device = None,
     batch_size: inputs.BatchSize = None,
+    layout: inputs.Layout = None,
+    dtype: inputs.DType = None,
     seed: inputs.Seed = 0,
     output: Annotated[Path | None, option("Write index, label, predict per image as CSV.")] = None,
 ) -> None:
@@ -106,10 +104,11 @@ def predict(
     inputs.check_output(output)
     chosen = inputs.images(data_set, split, root, every, limit)
     where = inputs.device(device)
-    smoothed, chosen = _smoothed(model, sigma, chosen, groups, where)
+    smoothed, chosen = _smoothed(model, sigma, chosen, groups, denoiser, where)
     one = chosen.x[:1]
     votes = n * len(chosen.x)
-    found = smoothing.search(smoothed, one, batch_size=batch_size, votes=votes, progress=True)
+    asked: dict[str, Any] = {"batch_size": batch_size, "layout": layout, "dtype": dtype}
+    found = smoothing.search(smoothed, one, **asked, votes=votes, progress=True)
     smoothed = smoothing.prepare(smoothed, found, one)
     generator = torch.Generator(where).manual_seed(seed)
     parts = [
@@ -163,7 +162,7 @@ def plot(
 
 
 def audit(
-    log: Annotated[Path, typer.Argument(help="Certification log, one-class radii.")],
+    log: Annotated[Path, typer.Argument(help="Certification log.")],
     sigma: Annotated[float | None, option("Standard deviation; else as in the log's JSON.")] = None,
     alpha: Annotated[float | None, option("Stated error probability; else as there.")] = None,
     n: Annotated[int | None, option("Stated estimation samples; else as there.")] = None,
@@ -174,14 +173,13 @@ def audit(
     """
     table = certification.read_log(log)
     known = _settings(log)
-    if known.get("bound", "one_class") != "one_class":
-        raise ValueError(f"{log} holds {known['bound']} radii; the audit knows one-class radii")
     sigma = known.get("sigma") if sigma is None else sigma
     if sigma is None:
         raise ValueError(f"sigma: there are no settings beside {log}; pass --sigma")
     if alpha is None and n is None:
         alpha, n = known.get("alpha"), known.get("n")
-    found = certification.audit_log(table, sigma, alpha=alpha, n=n)
+    bound = known.get("bound", "one_class")
+    found = certification.audit_log(table, sigma, alpha=alpha, n=n, bound=bound)
     typer.echo(str(found))
     if not found.passed:
         raise typer.Exit(1)
@@ -208,18 +206,22 @@ def _settings(log: Path) -> dict[str, Any]:
 
 
 def _smoothed(
-    name: str, sigma: float | None, chosen: inputs.Images, groups: str | None, where: torch.device
-) -> tuple[smoothing.SmoothedClassifier, inputs.Images]:
+    name: str, sigma: float | None, chosen: inputs.Images, groups: str | None,
+    denoiser: str | None, where: torch.device,
+) -> tuple[smoothing.SmoothedClassifier, inputs.Images]:  # fmt: skip
     model, chosen, classes = inputs.ready(name, chosen, groups, where)
     sigma = getattr(model, "card", {}).get("sigma") if sigma is None else sigma
     if sigma is None:
         raise ValueError(f"sigma: {name} was not trained with a known noise; pass --sigma")
+    if denoiser is not None:
+        front = inputs.network(denoiser)
+        model = models.Denoised(front, model, SIGMA("sigma", sigma)).to(where).eval()
     return smoothing.SmoothedClassifier(model, sigma, classes), chosen
 
 
 def _print(logs: dict[str, pd.DataFrame]) -> None:
     largest = max((log["radius"].max() for log in logs.values() if len(log)), default=0.0)
-    step = 0.25 if largest < 2 else 0.5
+    step = next((step for step in (0.05, 0.1, 0.25) if largest < 8 * step), 0.5)
     while largest > 40 * step:  # a table of places that can still be read
         step *= 2
     radii = [k * step for k in range(int(largest / step) + 1)]

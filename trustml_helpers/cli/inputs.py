@@ -13,9 +13,9 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from trustml_helpers import data, models
+from trustml_helpers import data, models, smoothing
 from trustml_helpers._support.arguments import declared, maybe, whole, wholes
-from trustml_helpers._support.calling import logits_of
+from trustml_helpers._support.calling import logits_of, suited_batch
 from trustml_helpers._support.tensors import IMAGES, LABELS, one_label_each, value_range
 
 
@@ -31,8 +31,11 @@ Network = Annotated[str, typer.Argument(
 )]  # fmt: skip
 DataSet = Annotated[str, option(
     "mnist, photos (ship with the course); fashion_mnist, cifar10, imagenet (torchvision's files, "
-    "see --root); an .npz file with the arrays images (uint8, or floating point in [0, 1]) and "
-    "labels; or module:function, which returns both as tensors.", "--data",
+    "see --root); a folder of pictures, in sub-folders called by the number of their class, or "
+    "else labelled by what the network says of them as they are (of different sizes: the middle "
+    "224 x 224 after scaling to 256); an .npz file with the arrays images (uint8, or floating "
+    "point in [0, 1]; channels first or last) and labels; or module:function, which returns both "
+    "as tensors.", "--data",
 )]  # fmt: skip
 Root = Annotated[Path | None, option("Folder of torchvision's files.")]
 Split = Annotated[str, option(
@@ -52,12 +55,24 @@ Groups = Annotated[str | None, option(
     "not listed is a group of its own. imagenet: the near-synonyms that ship with the course.",
     "--groups",
 )]  # fmt: skip
+Denoiser = Annotated[str | None, option(
+    "Put this in front of the network, as denoised smoothing does: mnist_denoiser, photo_denoiser, "
+    "or module:name, what takes noisy images and sigma and returns images, or returns one."
+)]  # fmt: skip
 Alpha = Annotated[float, option("Error probability per image.")]
 Every = Annotated[int, option("Take every k-th image: 0, k, 2k, ...")]
 Limit = Annotated[int | None, option("Take at most this many of them.")]
 BatchSize = Annotated[
     int | None, option("Noisy images per forward pass; a short trial finds it if not given.")
 ]
+Layout = Annotated[str | None, option(
+    "Memory layout of the weights; a short trial finds it if not given.",
+    metavar="|".join(smoothing.LAYOUTS),
+)]  # fmt: skip
+DType = Annotated[str | None, option(
+    "Run the network in this precision; its own if not given. Noise is drawn and added in that of "
+    "the images.", metavar="|".join(smoothing.DTYPES),
+)]  # fmt: skip
 
 
 class Images(NamedTuple):
@@ -70,9 +85,15 @@ class Images(NamedTuple):
 
 def network(name: str) -> Any:
     """A checkpoint by its name or path, or what ``module:attribute`` holds or returns."""
+    if name.endswith(".py"):
+        raise ValueError(f"model={name!r}: expected module:attribute, such as {Path(name).stem}:f "
+                         "for f in this file")  # fmt: skip
     if not _is_attribute(name):
         return models.load(name)
     found = _attribute("model", name)
+    if not callable(found):
+        raise ValueError(f"model={name!r}: expected a network or a function that returns one, got "
+                         f"{type(found).__name__}")  # fmt: skip
     if isinstance(found, type) or not isinstance(found, nn.Module):
         found = found()
     if not callable(found):
@@ -94,10 +115,22 @@ def images(name: str, split: str, root: Path | None, every: int, limit: int | No
         x, y, _ = data.load_photos()
     elif name.endswith(".npz"):
         x, y = _arrays(name)
+    elif Path(name).is_dir():
+        return _folder(name, every, limit)
     elif _is_attribute(name):
         x, y = _attribute("data", name)()
+    elif name not in ("mnist", "fashion_mnist", "cifar10", "imagenet"):
+        raise ValueError(f"data={name!r}: no such folder; expected one, an .npz file, "
+                         "module:function, mnist, photos, fashion_mnist, cifar10 or imagenet"
+                         )  # fmt: skip
     else:
         dataset: Any = data.torchvision_dataset(name, split, root=root)
+        if name == "imagenet" and len(dataset.classes) != 1000:
+            raise ValueError(
+                f"data='imagenet': {len(dataset.classes)} folders of classes, so labels would be 0 "
+                f"to {len(dataset.classes) - 1} and not those of ImageNet's 1,000 classes; "
+                "call the folders by the number of their class, and pass that folder to --data"
+            )
         chosen = indices(len(dataset), every, limit)
         return Images(*data.to_tensors(dataset, chosen), chosen)
     one_label_each(IMAGES(f"images of {name}", x), LABELS(f"labels of {name}", y))
@@ -123,6 +156,9 @@ def ready(
     model = model.to(where) if isinstance(model, nn.Module) else model
     x, y = chosen.x.to(where), chosen.y
     classes = _classes(name, model, x[:1])
+    if y.numel() and (y == UNLABELLED).all():
+        y = models.predict(model, x, batch_size=suited_batch(x)).cpu()
+        typer.echo("no labels: a picture counts as what the network says of it as it is", err=True)
     if int(y.max()) >= classes:
         raise ValueError(f"labels up to {int(y.max())}: {name} has {classes} classes")
     if groups is not None:
@@ -220,6 +256,34 @@ def _attribute(argument: str, name: str) -> Any:
                          f"in nets.py), looked up from {os.getcwd()}") from error  # fmt: skip
 
 
+UNLABELLED = -1
+
+
+def _folder(name: str, every: int, limit: int | None) -> Images:
+    """Pictures in sub-folders called by numbers, or all of them without labels."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
+    from torchvision.transforms import v2
+
+    files = sorted(p for p in Path(name).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
+    if not files:
+        raise ValueError(f"data={name!r}: no pictures in this folder ({', '.join(IMG_EXTENSIONS)})")
+    parents = {path.parent.relative_to(name).name for path in files}
+    numbered = all(parent.isdecimal() for parent in parents)
+    if not numbered and any(parent.isdecimal() for parent in parents):
+        raise ValueError(f"data={name!r}: some folders are called by the number of a class, and "
+                         "others are not: either all or none")  # fmt: skip
+    chosen = indices(len(files), every, limit)
+    picked = [files[k] for k in chosen]
+    try:
+        pictures = [default_loader(str(path)) for path in picked]
+    except OSError as error:  # Pillow's, of a file that is no picture
+        raise ValueError(f"data={name!r}: {reason(error)}") from error
+    shrink = [v2.Resize(256), v2.CenterCrop(224)] if len({p.size for p in pictures}) > 1 else []
+    look = v2.Compose([*shrink, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    labels = [int(path.parent.name) if numbered else UNLABELLED for path in picked]
+    return Images(torch.stack([look(p) for p in pictures]), torch.tensor(labels), chosen)
+
+
 def _arrays(path: str) -> tuple[Tensor, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -230,5 +294,7 @@ def _arrays(path: str) -> tuple[Tensor, Tensor]:
     except Exception as error:  # a damaged file raises errors of zipfile, zlib, NumPy, ...
         raise ValueError(f"data={path!r}: expected a file of numpy.savez with the arrays images, "
                          f"real numbers, and labels ({error})") from error  # fmt: skip
+    if x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
+        x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))  # as Pillow and TensorFlow have them
     scaled = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32)
     return torch.from_numpy(scaled), torch.from_numpy(labels)

@@ -145,6 +145,8 @@ def _picture(axes: Axes, image: Any, title: str = "", *, signed: float | None = 
     pixels = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
     pixels = pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels
     pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+    if signed is not None and pixels.ndim == 3:  # colours around grey
+        pixels, signed = (0.5 + pixels / (2 * signed)).clip(0, 1), None
     scale = {"vmin": 0, "vmax": 1} if signed is None else {"vmin": -signed, "vmax": signed}
     cmap = "gray" if signed is None else SIGNED
     shown = axes.imshow(pixels, cmap=cmap, interpolation="nearest", **scale)
@@ -157,15 +159,17 @@ def _picture(axes: Axes, image: Any, title: str = "", *, signed: float | None = 
 @declared(_class_of_all, rows=some("row"), label=maybe(whole()))
 @styled
 def perturbations(
-    rows: Sequence[tuple[str, Tensor, Tensor, Tensor]], *, label: int | None = None
-) -> Figure:
+    rows: Sequence[tuple[str, Tensor, Tensor, Tensor]], *, label: int | None = None,
+    names: Sequence[str] | None = None,
+) -> Figure:  # fmt: skip
     """Image, perturbation, sum and class probabilities, one row per perturbation.
 
     Args:
         rows: ``(name, x, x_adv, probabilities of x_adv)``, images ``(C, H, W)``, probabilities
-            ``(K,)``.
+            ``(K,)``. In colour the perturbation is drawn around grey.
         label: the true class, hatched in the bar chart; an answer that is wrong is drawn in
             another colour, and said to be wrong.
+        names: of the K classes; then the five of largest probability are shown.
     """
     fig, grid = plt.subplots(len(rows), 4, figsize=(11, 2.9 * len(rows)), squeeze=False,
                              width_ratios=[1, 1, 1, 1.5])  # fmt: skip
@@ -173,15 +177,19 @@ def perturbations(
         delta = x_adv - x
         size = max(float(delta.abs().max()), 1e-3)
         _picture(axes[0], x, "image $x$")
-        shown = _picture(axes[1], delta, r"perturbation $\delta$", signed=size)
-        beside = axes[1].inset_axes((1.04, 0.1, 0.05, 0.8))  # the picture keeps its size
-        fig.colorbar(shown, cax=beside, ticks=[-size, 0, size], format="%.2f")
+        if len(x) == 3:
+            _picture(axes[1], delta, rf"$\delta$, $\pm${size:.2g}", signed=size)
+        else:
+            shown = _picture(axes[1], delta, r"perturbation $\delta$", signed=size)
+            beside = axes[1].inset_axes((1.04, 0.1, 0.05, 0.8))  # the picture keeps its size
+            fig.colorbar(shown, cax=beside, ticks=[-size, 0, size], format="%.2f")
         says = int(probabilities.argmax())
         verdict = ", wrong" if label not in (None, says) else ""
-        _picture(axes[2], x_adv, rf"$x+\delta$: says {says}{verdict}")
+        answer = f"says {says}" if names is None else names[says]
+        _picture(axes[2], x_adv, rf"$x+\delta$: {answer}{verdict}")
         axes[0].set_ylabel(name)
         title = "class probabilities (hatched: true class)"
-        _probability_bars(axes[3], probabilities, label, title)
+        _probability_bars(axes[3], probabilities, label, title, names)
     return fig
 
 
@@ -207,17 +215,30 @@ def answers(columns: Sequence[tuple[str, Tensor, Tensor]]) -> Figure:
     return fig
 
 
-def _probability_bars(axes: Axes, probabilities: Tensor, label: int | None, title: str) -> None:
-    classes = np.arange(len(probabilities))
+def _probability_bars(
+    axes: Axes, probabilities: Tensor, label: int | None, title: str,
+    names: Sequence[str] | None = None,
+) -> None:  # fmt: skip
+    """A bar for each class; with names lying bars, for the five of largest probability."""
     predicted = int(probabilities.argmax())
+    few = names is not None
+    classes = probabilities.topk(min(5, len(probabilities))).indices.tolist()[::-1]
+    classes = classes if few else list(range(len(probabilities)))
     said = PALETTE[0] if label in (None, predicted) else PALETTE[1]
     colours = [said if k == predicted else "0.8" for k in classes]
-    bars = axes.bar(classes, probabilities.tolist(), color=colours, edgecolor="0.3")
-    if label is not None:
-        bars[label].set_hatch("///")
-    axes.set(xticks=classes, ylim=(0, 1.05), title=title)
+    draw = axes.barh if few else axes.bar
+    places = range(len(classes))
+    bars = draw(places, probabilities[classes].tolist(), color=colours, edgecolor="0.3")
+    if label in classes:
+        bars[classes.index(label)].set_hatch("///")
+    if names is not None:
+        axes.set(yticks=[], xlim=(0, 1.05), title=title)
+        for place, k in zip(places, classes, strict=True):
+            axes.text(0.02, place, names[k], va="center", fontsize=10)
+    else:
+        axes.set(xticks=classes, ylim=(0, 1.05), title=title)
     axes.title.set_fontsize(11)
-    axes.grid(visible=False, axis="x")
+    axes.grid(visible=False, axis="y" if few else "x")
 
 
 @declared(_texts_fit, images=some("row"), width=number("(0, inf)", "in inches"))

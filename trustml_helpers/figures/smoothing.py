@@ -234,7 +234,7 @@ def sandwich(
         note: a small line under the figure.
     """
     figure = curves([(_RADIUS, radii, {names[1]: attacked, names[0]: certified})],
-                    "share of images", note=note, legend="lower left")  # fmt: skip
+                    "share of images", note=note, legend="lower left", markers=False)  # fmt: skip
     (axes,) = figure.axes
     axes.lines[0].set_color("black")  # the colours are those of the sigmas, see by_sigma
     axes.fill_between(radii, certified, attacked, color=PALETTE[4], alpha=0.3, hatch="//",

@@ -9,10 +9,12 @@ from trustml_helpers.robustness.evaluation import (
     correct,
     robust_accuracy,
     robust_correct,
+    targeted_success,
 )
 from trustml_helpers.robustness.log import attack_dataset, read_attack_log, summary
 
 __all__ = [
     "Diagnosis", "Finding", "accuracy", "attack_dataset", "attack_matrix", "broken_by", "correct",
     "diagnose", "progress_bar", "read_attack_log", "robust_accuracy", "robust_correct", "summary",
+    "targeted_success",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trustml_helpers._support.arguments import Rule, declared, trusted, whole
+from trustml_helpers._support.arguments import Rule, declared, function, trusted, whole
 from trustml_helpers._support.calling import logits_of, unchanged
 from trustml_helpers._support.processes import progress_bar
 from trustml_helpers._support.tensors import LABELS, TENSOR, one_label_each
@@ -87,6 +87,27 @@ def accuracy(model: Any, x: Tensor, y: Tensor, *, batch_size: int = 256) -> floa
     0.75
     """
     return _share(trusted(correct)(model, x, y, batch_size=batch_size))
+
+
+@declared(one_label_each, not_empty, **evaluated, attack=function("(model, x, target) -> x_adv"))
+def targeted_success(
+    model: Any, x: Tensor, y: Tensor, attack: Attack, *, batch_size: int = 256
+) -> float:
+    """Share of examples that a targeted attack turns into the class that it wanted, in [0, 1].
+
+    Args:
+        model: images to logits ``(n, K)``; left as found.
+        x, y: images ``(n, ...)`` and the class wanted for each, int64 ``(n,)``.
+        attack: ``(model, x, y) -> x_adv``, such as ``partial(pgd, eps=2 / 255, targeted=True)``.
+        batch_size: images per call of the attack.
+
+    >>> targeted_success(lambda x: x, torch.eye(4), torch.tensor([1, 2, 3, 3]),
+    ...                  lambda model, x, y: x.roll(1, dims=1))
+    0.75
+    """
+    parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
+    found = [check_attacked(attack(model, *part), part[0]) for part in parts]
+    return _share(trusted(correct)(model, torch.cat(found), y, batch_size=batch_size))
 
 
 @declared(one_label_each, **evaluated, attack=ATTACKS)

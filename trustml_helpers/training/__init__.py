@@ -9,9 +9,9 @@ from trustml_helpers.training.loop import (
     fit,
     triangular,
 )
-from trustml_helpers.training.recipes import PUBLISHED, QUICK, RECIPES, Recipe
+from trustml_helpers.training.recipes import BEHIND, PUBLISHED, QUICK, RECIPES, Recipe
 
 __all__ = [
-    "PUBLISHED", "QUICK", "RECIPES", "Data", "MakeOptimizer", "MakeScheduler", "Recipe", "adam",
-    "catastrophic_overfitting", "fit", "triangular",
+    "BEHIND", "PUBLISHED", "QUICK", "RECIPES", "Data", "MakeOptimizer", "MakeScheduler", "Recipe",
+    "adam", "catastrophic_overfitting", "fit", "triangular",
 ]  # fmt: skip

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, StepLR
 
-from trustml_helpers import attacks, objectives
+from trustml_helpers import attacks, models, objectives
 from trustml_helpers.objectives import ByEpoch, Objective
 from trustml_helpers.training import loop as training
 
+BEHIND = "mnist_smallcnn_standard"  # the network behind a denoiser
 Make = Callable[[Any, torch.Generator], Objective | ByEpoch]
 
 
@@ -214,6 +215,14 @@ def _trades(eps: float, generator: torch.Generator) -> ByEpoch:
     return ByEpoch(lambda epoch: objectives.trades(eps * min(1.0, epoch / 2), generator=generator))
 
 
+def _denoising(sigma: float, generator: torch.Generator, *, alone: int) -> ByEpoch:
+    """The squared error alone up to epoch ``alone``, then what the standard network makes of it."""
+    first = objectives.denoising(sigma, generator=generator)
+    behind = models.load(BEHIND)
+    then = objectives.denoising(sigma, behind, generator=generator)
+    return ByEpoch(lambda epoch: first if epoch < alone else then)
+
+
 def _adam(peak: float) -> dict[str, Any]:
     """Adam whose learning rate rises to ``peak`` and falls again."""
     adam = partial(torch.optim.Adam, lr=peak)
@@ -256,6 +265,11 @@ COURSE = {
     "course_gaussian": replace(
         PUBLISHED["gaussian"], words="cross-entropy under Gaussian noise", epochs=30,
         optimizer=fast, scheduler=training.triangular(0.1), channels_last=True,
+    ),
+    "denoiser": Recipe(
+        partial(_denoising, alone=8), f"denoiser, squared error, from epoch 8 on stability of "
+        f"{BEHIND}, noise uniform up to sigma", 1, "Salman et al. (2020), Stab+MSE", sigma=1.0,
+        epochs=12, architecture="Denoiser", channels_last=True, **_adam(0.004),
     ),
 }  # fmt: skip
 RECIPES = COURSE | PUBLISHED | QUICK
