@@ -121,6 +121,9 @@ CASES = {
     "smoothing.SmoothedClassifier.certify": voted("certify", 20, 200, 0.01),
     "smoothing.SmoothedClassifier.certify_at_radius": voted("certify_at_radius", 0.1, 0.01, 400),
     "smoothing.SmoothedClassifier.certify_anytime": voted("certify_anytime", 0.3, 0.01, 400),
+    # A denoiser that hands the noisy image on: the noise is all that its error consists of.
+    "objectives.denoising": lambda seed: [objectives.denoising(0.5, generator=seeded(seed))(
+        lambda noisy, sigma: noisy, X, Y)],
     "objectives.gaussian": learned(objectives.gaussian, 0.5),
     "objectives.stability": learned(objectives.stability, 0.5),
     "objectives.consistency": learned(objectives.consistency, 0.5, 2.0),

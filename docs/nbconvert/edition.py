@@ -1,8 +1,8 @@
 """Copies of the notebooks to work on: with stubs to fill in, or complete. Existing copies stay.
 
 In a cell with the tag "your-turn" the body of each function becomes a stub; below the check that
-follows it, the solution is folded. All outputs go: guess first, then run. For the same reason the
-code of a figure that answers a bold question is collapsed: its description gives the answer away.
+follows it, the solution is folded. All outputs go: guess first, then run. Cells that draw are
+collapsed: how they do it is not the subject, and the description of a figure gives it away.
 
 Usage: python docs/nbconvert/edition.py fill-in work notebooks/*.ipynb
 """
@@ -10,7 +10,6 @@ Usage: python docs/nbconvert/edition.py fill-in work notebooks/*.ipynb
 from __future__ import annotations
 
 import ast
-import re
 import sys
 from pathlib import Path
 
@@ -41,14 +40,13 @@ def stub(source: str) -> str:
 def fill_in(notebook: NotebookNode) -> NotebookNode:
     """The edition in which the reader writes the functions."""
     cells: list[NotebookNode] = []
-    solution, question = "", False
+    solution = ""
     for cell in notebook.cells:
         cells.append(cell)
         if cell.cell_type != "code":
-            question = bool(re.search(r"\*\*[^*]+\?\*\*", cell.source))
             continue
         cell.outputs, cell.execution_count = [], None
-        if question and "alt=" in cell.source:  # the description of a figure tells the answer
+        if "figures.show(" in cell.source:
             cell.metadata["jupyter"] = {"source_hidden": True}
         if "your-turn" in cell.metadata.get("tags", []):
             solution = cell.source

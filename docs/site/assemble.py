@@ -36,19 +36,23 @@ def readable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
+def asks(text: str) -> bool:
+    """Whether a text ends with a bold question: what follows answers it, up to the next text."""
+    return bool(re.search(r"\*\*[^*]+\?\*\*", text.rstrip().rpartition("\n\n")[2]))
+
+
 def folded(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Guess, then see: the answer to a bold question, and to a "Your turn", opens on demand."""
     asked = False
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            asked = cell.source.rstrip().endswith("?**")
+            asked = asks(cell.source)
             continue
         tags = cell.metadata.setdefault("tags", [])
         if "your-turn" in tags:
             tags.append("hide-input")
         elif asked and cell.outputs:
             tags.append("hide-output")
-        asked = False
     return notebook
 
 
@@ -56,6 +60,7 @@ def main(out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(Path(__file__).parent, out, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "docs" / "pictures", out / "pictures")
+    shutil.copy(ROOT / "data/images/toaster.jpg", out / "pictures")
     released = checks.release(out / "release")
     lessons = sorted((ROOT / "notebooks").glob("0*.ipynb"))
     beyond = sorted((ROOT / "notebooks/beyond").glob("*.ipynb"))

@@ -490,7 +490,7 @@ def test_another_sigma_is_a_note(trustml, own, smoothed, tmp_path):
         ("own_nets:build --data own_nets:whole", "images of own_nets:whole=(torch.int64 of shape"),
         ("own_nets:build --data half.npz", "the arrays images, real"),
         ("own_nets:build --data none.npz", "data='none.npz'"),
-        ("own_nets:build --data coco", "expected one of 'mnist'"),
+        ("own_nets:build --data coco", "no such folder; expected one"),
         ("own_nets:build --data cut.npz", "labels=[0.7 0.7 0.7 1.7 1.7 1.7]: expected whole"),
         ("own_nets:build --data complex.npz", "(images of complex128)"),
         ("own_nets:build --data text.npz", "expected whole numbers of at least 0"),

@@ -29,7 +29,8 @@ SOURCE = ROOT / "notebooks" / "homework" / "source" / ASSIGNMENT / f"{ASSIGNMENT
 # What a student needs to work without the repository; no tests, no solutions.
 _PACKED = (
     "trustml_helpers/**/*.py", "pyproject.toml", "LICENSE", "notebooks/0*.ipynb",
-    "data/mnist/*", "data/images/*", "data/checkpoints/README.md", "data/checkpoints/mnist_*",
+    "data/mnist/*", "data/images/*.*g", "data/images/*.csv", "data/images/README.md",
+    "data/checkpoints/README.md", "data/checkpoints/mnist_*",
     "data/published/*", "data/results/README.md", "data/results/*/*",
 )  # fmt: skip
 _README = f"""# Homework 1 on adversarial robustness
