@@ -59,7 +59,8 @@ def quadratic_program(z, x, eps, low, high):
         constraints={"type": "ineq", "fun": lambda v: eps - v.sum()},
         method="SLSQP", options={"ftol": 1e-14, "maxiter": 1000},
     )  # fmt: skip
-    return point(found.x)
+    # The solver ends up to 1e-6 outside the ball, where it is nearer to z than any point inside.
+    return point(found.x * min(1, eps / found.x.sum()))
 
 
 @settings(max_examples=100)
@@ -74,7 +75,7 @@ def test_l1_projection_against_a_quadratic_program(seed, eps, spread, box):
         assert box[0] <= c.min() <= c.max() <= box[1]
         # In the square of the distance: the solver may stop 5e-4 beside the only best point.
         best = quadratic_program(a, b, eps, *box)
-        assert ((c - a) ** 2).sum() <= ((best - a) ** 2).sum() * (1 + 1e-8) + 1e-9
+        assert ((c - a) ** 2).sum() <= ((best - a) ** 2).sum() + 1e-9
 
 
 @given(st.integers(0, 2**31), st.sampled_from([0.5, 0.3, 8 / 255]), BOXES)
