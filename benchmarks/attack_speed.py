@@ -13,6 +13,7 @@ import argparse
 import importlib
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import timing
 import torch
@@ -21,67 +22,78 @@ from torch import Tensor, nn
 
 from trustml_helpers import attacks, data, models
 
-# Checkpoint, images and labels, eps, step, steps.
+
+class Case(NamedTuple):
+    checkpoint: str
+    load: Callable[[], tuple[Tensor, Tensor]]
+    shape: tuple[int, int, int]
+    classes: int
+    eps: float
+    step: float
+    steps: int
+
+
 NETWORKS = {
-    "SmallCNN": ("mnist_smallcnn_adversarial", partial(data.load_mnist, "test"), 0.3, 0.01, 40),
-    "EfficientNet-Lite0": ("imagenet_efficientnet_lite0", lambda: data.load_photos()[:2], 2 / 255,
-                           0.5 / 255, 10),
+    "SmallCNN": Case("mnist_smallcnn_adversarial", partial(data.load_mnist, "test"), (1, 28, 28),
+                     10, 0.3, 0.01, 40),
+    "EfficientNet-Lite0": Case("imagenet_efficientnet_lite0", lambda: data.load_photos()[:2],
+                               (3, 224, 224), 1000, 2 / 255, 0.5 / 255, 10),
 }  # fmt: skip
-EPS, STEP, STEPS = NETWORKS["SmallCNN"][2:]
 Attack = Callable[[Tensor, Tensor], object]
 
 
-def bare(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    lower, upper = (x - EPS).clamp(min=0), (x + EPS).clamp(max=1)
-    z = torch.clamp(x + EPS * (2 * torch.rand_like(x) - 1), lower, upper)
-    for _ in range(STEPS):
+def bare(model: nn.Module, case: Case, x: Tensor, y: Tensor) -> Tensor:
+    lower, upper = (x - case.eps).clamp(min=0), (x + case.eps).clamp(max=1)
+    z = torch.clamp(x + case.eps * (2 * torch.rand_like(x) - 1), lower, upper)
+    for _ in range(case.steps):
         z = z.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(F.cross_entropy(model(z), y), z)
-        z = torch.clamp(z.detach() + STEP * gradient.sign(), lower, upper)
+        z = torch.clamp(z.detach() + case.step * gradient.sign(), lower, upper)
     return z
 
 
-def ours(model: nn.Module, keep: str) -> Attack:
-    run = partial(attacks.pgd, eps=EPS, steps=STEPS, step_size=STEP, keep=keep)
+def ours(model: nn.Module, case: Case, keep: str) -> Attack:
+    run = partial(attacks.pgd, eps=case.eps, steps=case.steps, step_size=case.step, keep=keep)
     return lambda x, y: run(model, x, y)
 
 
-def torchattacks(model: nn.Module) -> Attack:
-    return importlib.import_module("torchattacks").PGD(model, EPS, STEP, STEPS)
+def torchattacks(model: nn.Module, case: Case) -> Attack:
+    return importlib.import_module("torchattacks").PGD(model, case.eps, case.step, case.steps)
 
 
-def foolbox(model: nn.Module) -> Attack:
+def foolbox(model: nn.Module, case: Case) -> Attack:
     peer = importlib.import_module("foolbox")
     wrapped = peer.PyTorchModel(model, bounds=(0, 1), device=next(model.parameters()).device)
-    attack = peer.attacks.LinfPGD(abs_stepsize=STEP, steps=STEPS)
-    return lambda x, y: attack(wrapped, x, y, epsilons=EPS)
+    attack = peer.attacks.LinfPGD(abs_stepsize=case.step, steps=case.steps)
+    return lambda x, y: attack(wrapped, x, y, epsilons=case.eps)
 
 
-def cleverhans(model: nn.Module) -> Attack:
+def cleverhans(model: nn.Module, case: Case) -> Attack:
     name = "cleverhans.torch.attacks.projected_gradient_descent"
     attack = importlib.import_module(name).projected_gradient_descent
-    return lambda x, y: attack(model, x, EPS, STEP, STEPS, float("inf"), 0, 1, y=y)
+    return lambda x, y: attack(model, x, case.eps, case.step, case.steps, float("inf"), 0, 1, y=y)
 
 
-def art(model: nn.Module) -> Attack:
+def art(model: nn.Module, case: Case) -> Attack:
     """The adversarial-robustness-toolbox works on NumPy arrays."""
-    shape, classes = ((1, 28, 28), 10) if STEPS == 40 else ((3, 224, 224), 1000)
     classifier = importlib.import_module("art.estimators.classification").PyTorchClassifier(
-        model, nn.CrossEntropyLoss(), shape, classes, clip_values=(0, 1),
+        model, nn.CrossEntropyLoss(), case.shape, case.classes, clip_values=(0, 1),
         device_type="cpu" if next(model.parameters()).device.type == "cpu" else "gpu",
     )  # fmt: skip
     evasion = importlib.import_module("art.attacks.evasion")
     attack = evasion.ProjectedGradientDescent(
-        classifier, "inf", EPS, STEP, max_iter=STEPS, num_random_init=1, batch_size=100_000,
-        verbose=False,
+        classifier, "inf", case.eps, case.step, max_iter=case.steps, num_random_init=1,
+        batch_size=100_000, verbose=False,
     )  # fmt: skip
     return lambda x, y: attack.generate(x.cpu().numpy(), y.cpu().numpy())
 
 
-def adv_lib(model: nn.Module) -> Attack:
+def adv_lib(model: nn.Module, case: Case) -> Attack:
     name = "adv_lib.attacks.projected_gradient_descent"
     attack = importlib.import_module(name).pgd_linf
-    return lambda x, y: attack(model, x, y, EPS, steps=STEPS, absolute_step_size=STEP)
+    return lambda x, y: attack(
+        model, x, y, case.eps, steps=case.steps, absolute_step_size=case.step
+    )
 
 
 PEERS = (torchattacks, foolbox, cleverhans, art, adv_lib)
@@ -93,20 +105,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     timing.add_options(parser, repeats=15)
     options = parser.parse_args()
-    global EPS, STEP, STEPS  # the peers read them
-    name, load, EPS, STEP, STEPS = NETWORKS[options.network]
-    timing.begin(options, f"PGD-{STEPS}, l-inf, {options.network}, batch {options.batch}")
-    model = models.load(name).to(options.device)
-    images, labels = load()
-    x, y = (part[: options.batch].to(options.device) for part in (images, labels))
+    case = NETWORKS[options.network]
+    x, y = (part[: options.batch].to(options.device) for part in case.load())
+    timing.begin(options, f"PGD-{case.steps}, l-inf, {options.network}, batch {len(x)}")
+    model = models.load(case.checkpoint).to(options.device)
     made: dict[str, Attack] = {
-        "bare loop": partial(bare, model),
-        "ours, for training": ours(model, "last"),
-        "ours, best iterate": ours(model, "best"),
+        "bare loop": partial(bare, model, case),
+        "ours, for training": ours(model, case, "last"),
+        "ours, best iterate": ours(model, case, "best"),
     }
     for peer in PEERS:
         try:
-            made[peer.__name__] = peer(model)
+            made[peer.__name__] = peer(model, case)
         except ImportError as error:
             print(f"{peer.__name__} is not installed ({error})")
     runs = {name: partial(attack, x, y) for name, attack in made.items()}

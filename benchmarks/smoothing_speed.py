@@ -61,8 +61,7 @@ NETWORKS = {
     "ResNet-50": Case(lambda: resnet("resnet50", False), lambda: torch.rand(1, 3, 224, 224), 4096,
                       literal=400),
     "EfficientNet-Lite0": Case(lambda: models.load("imagenet_efficientnet_lite0"),
-                               lambda: data.load_photos()[0][:1], 256,
-                               (8, 16, 32, 64, 128, 256), 256),
+                               lambda: data.load_photos()[0][:1], 128, (8, 16, 32), 128),
 }  # fmt: skip
 
 

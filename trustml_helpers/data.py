@@ -148,9 +148,10 @@ def train_validation_split(
     return (images[rest], labels[rest]), (images[held], labels[held])
 
 
-@declared(
-    name=one_of("mnist", "fashion_mnist", "cifar10", "imagenet"), split=one_of("train", "test")
-)
+TORCHVISION = ("mnist", "fashion_mnist", "cifar10", "imagenet")
+
+
+@declared(name=one_of(*TORCHVISION), split=one_of("train", "test"))
 def torchvision_dataset(
     name: str, split: str = "test", *, root: str | Path | None = None, download: bool = False
 ) -> Dataset[tuple[Tensor, int]]:

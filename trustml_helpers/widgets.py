@@ -147,7 +147,6 @@ def _choice(name: str, options: list[str], value: str) -> ipywidgets.ToggleButto
 
 _MODEL = function("from images to logits (n, K)")
 _LENGTH = number("[1e-6, 1e6]", "in pixel units")
-NORMS = ("linf", "l2", "l1")
 
 
 def _ranges(largest: float, pixels: int) -> dict[str, tuple[float, float]]:
@@ -203,8 +202,8 @@ def attack_explorer(
         row = (attack, x[0], x_adv[0], probabilities)
         return figures.perturbations([row], label=true, names=names), says
 
-    size = _slider("eps", largest / 3, 0, *ranges["linf"])
-    norm = _choice("norm", list(NORMS), "linf")
+    size = _slider("eps", round(largest / 3, 6), 0, *ranges["linf"])
+    norm = _choice("norm", list(ranges), "linf")
 
     def rescale(change: Any) -> None:
         largest, step = ranges[change["new"]]

@@ -107,8 +107,7 @@ def test_targets_are_tried_from_the_likeliest_on():
     weights = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 8.0]])
     model = lambda z: bias + z @ weights  # noqa: E731
     x, y = torch.zeros(2, 2), torch.zeros(2, dtype=torch.long)
-    goal = attacks.Goal(model, y, len, batch_size=1)
-    assert strong._likeliest_others(goal, x, y, 3).tolist() == [[1, 2, 3]] * 2
+    assert strong._likeliest_others(model(x), y, 3).tolist() == [[1, 2, 3]] * 2
     found = attacks.auto_pgd(model, x, y, 0.3, steps=10, targets=3, generator=seeded())
     assert (models.predict(model, found) == 3).all()
 

@@ -875,6 +875,19 @@ def test_a_denoiser_in_front(trustml, own, monkeypatch):
     assert not (alone["count_1"] == 100).all()
 
 
+@pytest.mark.parametrize(("largest", "places"), [
+    (0.2, ["0", "0.05", "0.1", "0.15", "0.2"]),
+    (0.6, ["0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6"]),
+    (1.3, ["0", "0.25", "0.5", "0.75", "1", "1.25"]), (2.0, ["0", "0.5", "1", "1.5", "2"]),
+])  # fmt: skip
+def test_summaries_have_radii_where_there_is_something_to_see(capsys, largest, places):
+    log = pd.DataFrame({"label": [0], "predict": [0], "radius": [largest], "correct": [1]})
+    certify._print({"log": log})
+    head, row = capsys.readouterr().out.splitlines()[:2]
+    assert re.findall(r"r=([\d.]+)", head) == places
+    assert row.split()[2 : 2 + len(places)] == ["1.0000"] * len(places)
+
+
 def test_audit_of_two_class_radii(trustml, own):
     line = "certify own_nets:build two.tsv --data own.npz --sigma 0.25 --n0 10 --n 1000"
     assert trustml(f"{line} --bound two_class")[0] == 0

@@ -122,8 +122,8 @@ def _parts(thing: Any, seen: dict[int, Any]) -> Iterator[str]:
         if not _known(kind):
             yield _source(kind)
         if isinstance(thing, nn.Module):
-            own = {k: v for k, v in vars(thing).items() if not k.startswith("_")}
-            own = {k: v for k, v in own.items() if k not in ("training", "card")}
+            own = {k: v for k, v in vars(thing).items()
+                   if not k.startswith("_") and k not in ("training", "card")}  # fmt: skip
             lost = {k: thing._buffers[k] for k in thing._non_persistent_buffers_set}
             yield from _parts([own, lost, dict(thing.named_children())], seen)
         elif not _known(kind):
@@ -134,13 +134,11 @@ def _named(thing: Any) -> str:
     return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', thing.__name__)}"
 
 
+_KNOWN = {"builtins", "torch", "torchvision", "trustml_helpers"}  # logs name their versions
+
+
 def _known(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] in (
-        "builtins",
-        "torch",
-        "torchvision",
-        "trustml_helpers",
-    )
+    return kind.__module__.partition(".")[0] in _KNOWN
 
 
 def _source(thing: Any) -> str:

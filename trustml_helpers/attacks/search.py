@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,8 +64,11 @@ class Goal:
         self.model, self.loss, self.targeted, self.batch_size = model, loss, targeted, batch_size
         self.labels = label_range(y)  # once: a GPU makes the host wait for it
 
+    def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x.split(self.batch_size or max(len(x), 1))
+
     def logits(self, x: Tensor) -> Tensor:
-        found = logits_of(self.model, x)
+        found = _joined([logits_of(self.model, part) for part in self._parts(x)])
         classes(self.labels, found.shape[1])
         return found
 
@@ -74,22 +77,14 @@ class Goal:
 
     def evaluate(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Which rows are fooled, and the value to be maximised, each ``(n,)``."""
-        return self._in_parts(self._evaluate, x, y)
-
-    def ascend(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, value, and the gradient of the summed value: each row gets its own."""
-        return self._in_parts(self._ascend, x, y)
-
-    def _in_parts(self, of: Callable[..., Any], x: Tensor, y: Tensor) -> Any:
-        if self.batch_size is None or len(x) <= self.batch_size:
-            return of(x, y)
-        parts = zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
-        return tuple(map(torch.cat, zip(*(of(*part) for part in parts), strict=True)))
-
-    def _evaluate(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.logits(x)
         value = self.loss(logits, y)
         return self.fooled(logits, y), -value if self.targeted else value
+
+    def ascend(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """Logits, value, and the gradient of the summed value: each row gets its own."""
+        parts = zip(self._parts(x), self._parts(y), strict=True)
+        return tuple(map(_joined, zip(*(self._ascend(*part) for part in parts), strict=True)))
 
     def _ascend(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():
@@ -107,6 +102,10 @@ class Goal:
                 )
         # Where the logits overflow the gradient is NaN; such a pixel stays where it is.
         return logits.detach(), value.detach(), gradient.nan_to_num_(0.0)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class Best:

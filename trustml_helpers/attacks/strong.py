@@ -73,7 +73,7 @@ def auto_pgd(
     wanted = _towards if targets else loss
     with attacking(model, x, y, wanted, targeted, batch_size) as (x, y, goal):
         best = Best(x)
-        others = _likeliest_others(goal, x, y, targets) if targets else y[:, None]
+        others = _likeliest_others(goal.logits(x), y, targets) if targets else y[:, None]
         for attempt in range(restarts * others.shape[1]):
             start = x + eps * ball.uniform(x, generator)
             rows = (~best.fooled).nonzero()[:, 0]
@@ -144,8 +144,7 @@ def _towards(logits: Tensor, y: Tensor) -> Tensor:
     return trusted(dlr_targeted)(logits, y[:, 0], y[:, 1])
 
 
-def _likeliest_others(goal: Goal, x: Tensor, y: Tensor, targets: int) -> Tensor:
-    logits = torch.cat([goal.logits(part) for part in x.split(goal.batch_size or max(len(x), 1))])
+def _likeliest_others(logits: Tensor, y: Tensor, targets: int) -> Tensor:
     if targets >= logits.shape[1]:
         raise ValueError(f"targets={targets}: the model has {logits.shape[1] - 1} other classes")
     others = logits.scatter(1, y[:, None], -torch.inf)
@@ -192,7 +191,7 @@ def square(
     ball, shape = NORMS[norm], x.shape if x.ndim == 4 else (len(x), 1, 1, x[:1].numel())
     with unchanged(model), torch.inference_mode():
         images, y = x.reshape(shape), y.long()
-        goal = Goal(lambda z: call(model, z.reshape(-1, *x.shape[1:])), y, named("margin"),
+        goal = Goal(lambda z: call(model, z.view(-1, *x.shape[1:])), y, named("margin"),
                     batch_size=batch_size)  # fmt: skip
         best, rows = Best(images), torch.arange(len(x), device=x.device)
         # Stripes one pixel wide: the first guess of the paper.

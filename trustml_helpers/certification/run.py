@@ -157,7 +157,7 @@ def _settled(
             ledger.keep(rows.values())
             if known is not None:
                 _same_images(ledger, known, images, labels, place, these)
-                ledger.begin(known | these)
+                ledger.begin(None if known == known | these else known | these)
             # A row has at most so many bytes.
             ledger.check_space(len(set(order) - rows.keys()) * (60 + 11 * classes))
             return found, set(rows)

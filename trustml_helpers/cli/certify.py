@@ -10,7 +10,7 @@ import torch
 import typer
 
 from trustml_helpers import certification, models, smoothing
-from trustml_helpers._support.arguments import SIGMA, declared, whole
+from trustml_helpers._support.arguments import declared, whole
 from trustml_helpers._support.ledger import read_settings, settings_file
 from trustml_helpers._support.processes import progress_bar
 from trustml_helpers.cli import inputs
@@ -214,8 +214,7 @@ def _smoothed(
     if sigma is None:
         raise ValueError(f"sigma: {name} was not trained with a known noise; pass --sigma")
     if denoiser is not None:
-        front = inputs.network(denoiser)
-        model = models.Denoised(front, model, SIGMA("sigma", sigma)).to(where).eval()
+        model = models.Denoised(inputs.network(denoiser), model, sigma).to(where).eval()
     return smoothing.SmoothedClassifier(model, sigma, classes), chosen
 
 
@@ -224,5 +223,6 @@ def _print(logs: dict[str, pd.DataFrame]) -> None:
     step = next((step for step in (0.05, 0.1, 0.25) if largest < 8 * step), 0.5)
     while largest > 40 * step:  # a table of places that can still be read
         step *= 2
-    radii = [k * step for k in range(int(largest / step) + 1)]
+    # Rounded: 3 * 0.1 is more than 0.3, and 0.3 / 0.1 less than 3.
+    radii = [round(k * step, 9) for k in range(int(largest / step + 1e-9) + 1)]
     typer.echo(certification.summary(logs, radii).to_string(float_format="{:.4f}".format))

@@ -91,10 +91,7 @@ def network(name: str) -> Any:
     if not _is_attribute(name):
         return models.load(name)
     found = _attribute("model", name)
-    if not callable(found):
-        raise ValueError(f"model={name!r}: expected a network or a function that returns one, got "
-                         f"{type(found).__name__}")  # fmt: skip
-    if isinstance(found, type) or not isinstance(found, nn.Module):
+    if callable(found) and not isinstance(found, nn.Module):
         found = found()
     if not callable(found):
         raise ValueError(f"model={name!r}: expected a network or a function that returns one, got "
@@ -119,10 +116,9 @@ def images(name: str, split: str, root: Path | None, every: int, limit: int | No
         return _folder(name, every, limit)
     elif _is_attribute(name):
         x, y = _attribute("data", name)()
-    elif name not in ("mnist", "fashion_mnist", "cifar10", "imagenet"):
+    elif name not in data.TORCHVISION:
         raise ValueError(f"data={name!r}: no such folder; expected one, an .npz file, "
-                         "module:function, mnist, photos, fashion_mnist, cifar10 or imagenet"
-                         )  # fmt: skip
+                         f"module:function, photos, {', '.join(data.TORCHVISION)}")  # fmt: skip
     else:
         dataset: Any = data.torchvision_dataset(name, split, root=root)
         if name == "imagenet" and len(dataset.classes) != 1000:

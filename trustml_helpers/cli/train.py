@@ -159,10 +159,10 @@ def _tested(
     x, y = test
     if isinstance(model, models.Denoiser):
         behind, found = models.load(BEHIND), {}
+        noise = draw(x, torch.randn, keyed_generator(seed, 0))
         for size in (0.25, 0.5, 1.0):
-            noisy = x + size * draw(x, torch.randn, keyed_generator(seed, 0))
             front = models.Denoised(model, behind, size)
-            found[f"noise {size:g}"] = robustness.accuracy(front, noisy, y)
+            found[f"noise {size:g}"] = robustness.accuracy(front, x + size * noise, y)
         return {key: round(value, 4) for key, value in found.items()}
     found = {"clean": robustness.accuracy(model, x, y)}
     generator = torch.Generator().manual_seed(seed)
