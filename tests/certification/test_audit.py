@@ -48,7 +48,7 @@ def test_an_honest_log_passes_and_prints():
     found = audit_log(log, 0.5, alpha=0.001, n=10_000)
     assert found.passed
     assert found.impossible == found.rounded_up == found.missing == found.inconsistent == ()
-    assert "alpha 0.001 with n 10,000" in str(found)
+    assert "rows; every radius can come from alpha 0.001 with n 10,000" in str(found)
     assert str(found).count("none") == 5
 
 

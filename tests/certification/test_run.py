@@ -849,6 +849,28 @@ def test_a_log_from_before_the_source_was_recorded_goes_on(tmp_path):
     assert len(certification.certify_dataset(g, x, y, path, **how, progress=False)) == 2
 
 
+def test_the_settings_name_the_origin_of_all_rows(case, tmp_path):
+    """Also where images are added, or fewer given; a log from before that goes on."""
+    g, images, labels = case
+    path = tmp_path / "log.tsv"
+
+    def certify(count, **more):
+        chosen = images[:count], labels[:count]
+        certification.certify_dataset(g, *chosen, path, **SETTINGS, **more)
+        return json.loads(path.with_suffix(".json").read_text())
+
+    def origin(count):
+        return {"data": "mine", "files": {str(k): f"{k}.png" for k in range(count)}}
+
+    assert "origin" not in certify(1)
+    assert certify(2, origin=origin(2))["origin"] == origin(2)
+    assert certify(4, origin=origin(4))["origin"] == origin(4)
+    assert certify(2, origin=origin(2))["origin"] == origin(4)
+    moved = certify(4, origin={"data": "moved"})["origin"]
+    assert moved == origin(4) | {"data": "moved"}
+    assert certify(4)["origin"] == moved
+
+
 def test_a_picture_that_changed_is_noticed(case, tmp_path):
     g, images, labels = case
     path = tmp_path / "log.tsv"

@@ -482,9 +482,16 @@ def test_another_sigma_is_a_note(trustml, own, smoothed, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("own_nets:nothing", "model='own_nets:nothing'"),
-        ("no_such_module:build", "expected module:attribute (nets:f"),
-        ("own_nets:pictures", "expected a network or a function that returns one, got tuple"),
+        (
+            "own_nets:build",
+            "data=None: expected the images for own_nets:build, a network of your own",
+        ),
+        ("own_nets:nothing --data own.npz", "model='own_nets:nothing'"),
+        ("no_such_module:build --data own.npz", "expected module:attribute (nets:f"),
+        (
+            "own_nets:pictures --data own.npz",
+            "expected a network or a function that returns one, got tuple",
+        ),
         ("own_nets:build --data own_nets:wrong", "expected one label per image"),
         ("own_nets:build --data own_nets:build", "error"),
         ("own_nets:build --data own_nets:whole", "images of own_nets:whole=(torch.int64 of shape"),
@@ -506,7 +513,7 @@ def test_another_sigma_is_a_note(trustml, own, smoothed, tmp_path):
         ("torch.nn:Identity --data own.npz", "model: expected logits of shape (1, K"),
         ("own_nets:build --data grey.npz", "values in [0, 1], got 6 from 0 to 255; divide by"),
         ("own_nets:picky --data own.npz", "model='own_nets:picky': x: the model cannot take im"),
-        ("own_nets.py:build", "nets:f for f in nets.py"),
+        ("own_nets.py:build --data own.npz", "nets:f for f in nets.py"),
         ("own_nets:build --data own.npz --layout sideways", "layout='sideways': expected"),
         ("own_nets:build --data own.npz --dtype int8", "dtype='int8': expected one of 'float64'"),
     ],
@@ -581,12 +588,27 @@ def test_plot_draws_logs_of_both_formats(trustml, tmp_path):
         (f"{tmp_path}/a.tsv --output {tmp_path}/d", "expected a picture, such as d.png"),
         (f"{tmp_path}/a.tsv --output {tmp_path}/d.txt", "expected a picture, such as d.png"),
         (f"{tmp_path}/nothing.tsv --output {tmp_path}/d.png", "is missing"),
-        (f"{tmp_path}/a.tsv {tmp_path}/sub/a.tsv --output {tmp_path}/d.png", "same name"),
+        (f"{tmp_path}/a.tsv {tmp_path}/a.tsv --output {tmp_path}/d.png", "two of them are called"),
     ):
         code, _, err = trustml(f"plot {line}")
         assert code == 2
         assert message in err
     assert not (tmp_path / "d.png").exists()
+
+
+def test_logs_of_one_name_are_told_apart_by_their_folders(trustml, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    logs = ["one.tsv", "a/one.tsv", "x/b/one.tsv", "y/b/one.tsv", "x/two.tsv"]
+    for k, log in enumerate(logs):
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        Path(log).write_text(
+            f"idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t7\t7\t{1 + k}\t1\t1\n"
+        )
+    code, out, err = trustml(f"plot {' '.join(logs)} --output curves.png")
+    assert code == 0, err
+    rows = [line.split() for line in out.splitlines()[1:-1]]
+    assert [row[0] for row in rows] == ["one", "a/one", "x/b/one", "y/b/one", "two"]
+    assert [row[-3] for row in rows] == ["1.0000", "2.0000", "3.0000", "4.0000", "5.0000"]  # ACR
 
 
 def test_the_table_of_a_huge_radius_has_few_columns(trustml, tmp_path):
@@ -831,7 +853,7 @@ def test_a_folder_of_pictures(trustml, own, monkeypatch):
 @pytest.mark.parametrize(("line", "message"), [
     ("own_nets:build log.tsv --data picture", "data='picture': no such folder; expected one, an "),
     ("own_nets.py log.tsv", "model='own_nets.py': expected module:attribute, such as own_nets:f"),
-    ("own_nets:number log.tsv", "model='own_nets:number': expected a network or a function that"),
+    ("own_nets:number log.tsv --data own.npz", "model='own_nets:number': expected a network or a "),
 ])  # fmt: skip
 def test_slips_of_a_new_user(trustml, own, line, message):
     code, _, err = trustml(f"certify {line} --sigma 0.25")
@@ -951,7 +973,112 @@ def test_attack_and_diagnose_ones_own_network_on_ones_own_images(trustml, own):
         "diagnose own_nets:build --data own.npz --eps 0.05 --steps 5 --queries 9"
     )
     assert code == 1, err
-    assert "number of images: 6: differences below 61 points are taken for chance" in out
+    assert "FLAG  number of images: 6: fewer than 10 images cannot tell any difference" in out
+
+
+@pytest.mark.parametrize("command", ["attack {}", "diagnose {}", "predict {} --sigma 1",
+                                     "certify {} log.tsv --sigma 1"])  # fmt: skip
+def test_ones_own_network_is_not_taken_for_one_of_mnist(trustml, own, monkeypatch, command):
+    monkeypatch.setattr(data, "load_mnist", lambda split: pytest.fail("MNIST was read"))
+    code, out, err = trustml(command.format("own_nets:build"))
+    assert (code, out) == (2, "")
+    assert "own_nets:build, a network of your own; pass --data mnist, a folder of pictures" in err
+    assert not Path("log.tsv").exists()
+
+
+def test_a_checkpoint_of_ones_own_says_that_it_gets_mnist(trustml, own):
+    models.save(models.build("SmallCNN"), Path("net.safetensors"))
+    line = "attack {} --attack fgsm --eps 0.1 --limit 5"
+    code, _, err = trustml(line.format("net.safetensors"))
+    assert (code, "--data is not given: net.safetensors gets the images of MNIST" in err) == (
+        0,
+        True,
+    )
+    for quiet in ("net.safetensors --data mnist", "mnist_smallcnn_standard"):
+        assert "is not given" not in trustml(line.format(quiet))[2]
+
+
+def test_a_length_may_be_a_fraction(trustml, own):
+    line = "attack own_nets:build --data own.npz --steps 2 --output worst.csv"
+    code, out, err = trustml(f"{line} --eps 8/255 --step-size 1/255")
+    assert code == 0, err
+    assert "PGD-2 linf 0.0313725" in out
+    about = json.loads(Path("worst.json").read_text())
+    assert (about["eps"], about["step_size"]) == (8 / 255, 1 / 255)
+    assert trustml(f"{line} --eps {8 / 255} --step-size {1 / 255}")[0] == 0  # the same run
+    line = "certify own_nets:build log.tsv --data own.npz --n0 10 --n 50 --limit 1 --sigma"
+    assert trustml(f"{line} 64/255")[0] == 0
+    assert json.loads(Path("log.json").read_text())["sigma"] == 64 / 255
+    for wrong in ("8/0", "8/", "eight", "1/2/3"):
+        code, _, err = trustml(f"attack own_nets:build --data own.npz --eps {wrong}")
+        assert code == 2
+        assert f"'{wrong}': expected a number or a fraction" in " ".join(err.split())
+    assert "eps=31.875" in trustml("attack mnist_smallcnn_standard --eps 255/8")[2]
+    for command in ("attack", "diagnose", "certify", "train"):
+        assert "8/255" in trustml(f"{command} --help")[1]
+
+
+def test_a_log_names_its_data_set_and_its_pictures(trustml, own):
+    grey = [(f"{k % 2}/{'abcd'[k]}.png", (8, 8)) for k in range(4)]
+    _pictures(Path("pictures"), grey)
+    names = ["0/a.png", "0/c.png", "1/b.png", "1/d.png"]  # in the order of their idx
+    folder = {"data": "pictures", "labels_from": "the names of the folders"}
+    line = "certify own_nets:build log.tsv --sigma 0.25 --n0 10 --n 50 --data pictures"
+
+    def origin(path):
+        return json.loads(Path(path).read_text())["origin"]
+
+    assert trustml(f"{line} --every 2")[0] == 0
+    assert origin("log.json") == folder | {"files": {"0": names[0], "2": names[2]}}
+    assert trustml(line)[0] == 0  # all of them, into the same log
+    files = {str(k): name for k, name in enumerate(names)}
+    assert origin("log.json") == folder | {"files": files}
+    line = "attack own_nets:build --attack fgsm --eps 0.1 --output worst.csv --data pictures"
+    assert trustml(line)[0] == 0
+    assert origin("worst.json") == folder | {"files": files}
+    line = "attack mnist_smallcnn_standard --attack fgsm --eps 0.1 --output digits.csv --limit 5"
+    assert trustml(line)[0] == 0
+    assert origin("digits.json") == {"data": "mnist", "labels_from": "mnist", "split": "test"}
+
+
+def test_predict_says_what_it_compares_with(trustml, own):
+    _pictures(Path("numbered"), [("0/a.png", (8, 8)), ("1/b.png", (8, 8))])
+    _pictures(Path("plain"), [("cats/a.png", (8, 8)), ("b.png", (8, 8))])
+    for name, words in (
+        ("numbered", "the names of the folders"),
+        ("plain", "the network itself, without noise"),
+        ("own.npz", "own.npz"),
+    ):
+        line = f"predict own_nets:build --sigma 0.25 --n 50 --data {name}"
+        code, out, err = trustml(line)
+        assert code == 0, err
+        assert out.startswith(f"compared with labels from {words}:\n")
+
+
+def test_diagnose_asks_about_the_attack_that_it_is_told(trustml, own, monkeypatch):
+    asked = []
+
+    def diagnose(*_, attack, **more):
+        asked.append((attack.func, attack.keywords))
+        return robustness.Diagnosis([])
+
+    monkeypatch.setattr(robustness, "diagnose", diagnose)
+    line = "diagnose own_nets:build --data own.npz --eps 4/255"
+    assert trustml(f"{line} --steps 7 --step-size 1/255 --restarts 2 --loss margin")[0] == 0
+    assert trustml(f"{line} --attack fgsm")[0] == 0
+    (pgd, how), (fgsm, _) = asked
+    assert (pgd, fgsm) == (attacks.pgd, attacks.fgsm)
+    assert {name: how[name] for name in ("eps", "steps", "step_size", "restarts", "loss")} == {
+        "eps": 4 / 255, "steps": 7, "step_size": 1 / 255, "restarts": 2, "loss": "margin",
+    }  # fmt: skip
+    for wrong, message in (
+        ("--attack suite", "attack='suite': expected one of 'fgsm'"),
+        ("--loss hinge", "loss='hinge'"),
+        ("--restarts 0", "restarts=0"),
+    ):
+        code, _, err = trustml(f"{line} {wrong}")
+        assert (code, message in err) == (2, True)
+    assert len(asked) == 2
 
 
 def test_labels_that_the_network_does_not_know(trustml, own):

@@ -127,6 +127,22 @@ def test_tolerance_grows_for_few_examples():
     assert evidence.tolerance() == 0.05
 
 
+def test_what_so_few_images_cannot_tell():
+    """With 9 even a difference of all of them is no 3 standard errors, sqrt(9)."""
+
+    def said(n):
+        x = torch.rand(n, 4, generator=seeded())
+        found = diagnosis._enough(diagnosis._Evidence(lambda z: z, x, x.argmax(1), 100))
+        return found.passed, found.detail
+
+    cure = "; use at least 225 images, which show differences of 10 points"
+    none = "fewer than 10 images cannot tell any difference of accuracies from chance"
+    assert said(5) == (False, f"5: {none}{cure}")
+    assert said(9) == (False, f"9: {none}{cure}")
+    assert said(10) == (True, f"10: differences below 47 points cannot be told from chance{cure}")
+    assert said(225) == (True, "225: differences below 10 points cannot be told from chance")
+
+
 def test_without_bounds_and_with_misread_examples():
     x = torch.randn(60, 4, generator=seeded())
     y = x.argmax(1)

@@ -131,6 +131,19 @@ def test_other_images_or_labels_are_refused(case, tmp_path):
     pd.testing.assert_frame_equal(run(*case, make, path), log)
 
 
+def test_the_settings_name_the_origin(case, tmp_path):
+    """Which is not compared; a log from before that goes on."""
+    path = tmp_path / "a.csv"
+    origin = {"data": "mine", "files": {"0": "cat.png"}}
+    log = run(*case, make, path, origin=origin)
+    about = json.loads((tmp_path / "a.json").read_text())
+    assert about["origin"] == origin
+    pd.testing.assert_frame_equal(run(*case, make, path, origin={"data": "moved"}), log)
+    del about["origin"]
+    (tmp_path / "a.json").write_text(json.dumps(about))
+    pd.testing.assert_frame_equal(run(*case, make, path, origin=origin), log)
+
+
 def test_an_attack_may_be_called_by_a_number(case, tmp_path):
     model, x, y = case
     weak = {"0.1": partial(attacks.fgsm, eps=0.1)}

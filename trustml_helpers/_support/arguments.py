@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import math
 import operator
 import types
@@ -202,6 +203,15 @@ def kind(expected: str, *types: type, error: type[Exception] = TypeError) -> Rul
         return value
 
     return Rule(expected, read, (object(),), error)
+
+
+def record() -> Rule:
+    """Names and values, as JSON has them."""
+
+    def read(value: Any) -> Any:
+        return json.loads(json.dumps(dict(value)))
+
+    return Rule("names and values that JSON can hold", read, ({"x": {1, 2}}, 17))
 
 
 def function(words: str) -> Rule:

@@ -211,6 +211,13 @@ def _apart(was: Any, now: Any) -> tuple[Any, Any]:
     return {k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()}
 
 
+def joined(old: Any, new: Any) -> Any:
+    """What is new, and of dictionaries also what only the old one has."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return old | {key: joined(old.get(key), value) for key, value in new.items()}
+
+
 def _whole_lines(path: Path) -> list[str]:
     """Lines with their ends; what a kill left of the last one is dropped."""
     text = path.read_text(encoding="utf-8")

@@ -68,8 +68,9 @@ class Audit:
         return not any(wrong) and bool(self.fits)
 
     def __str__(self) -> str:
-        pairs = ", ".join(f"alpha {alpha:g} with n {n:,}" for alpha, n in self.fits) or "none"
-        lines = [f"{self.rows} rows; settings of the grid that fit every radius: {pairs}"]
+        pairs = " or ".join(f"alpha {alpha:g} with n {n:,}" for alpha, n in self.fits)
+        lines = [f"{self.rows} rows; every radius can come from {pairs}" if pairs else
+                 f"{self.rows} rows; no alpha and n that were tried give every radius"]  # fmt: skip
         if self.stated:
             alpha, n = self.stated
             lines.append(f"impossible under alpha {alpha:g}, n {n:,}: {_some(self.impossible)}")

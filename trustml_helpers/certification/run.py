@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from trustml_helpers import smoothing
-from trustml_helpers._support.arguments import ALPHA, declared, kind, maybe, one_of, whole
+from trustml_helpers._support.arguments import ALPHA, declared, kind, maybe, one_of, record, whole
 from trustml_helpers._support.arguments import each as every
 from trustml_helpers._support.calling import code_of, digest, fingerprint, raw_bytes
-from trustml_helpers._support.ledger import Ledger, LogError
+from trustml_helpers._support.ledger import Ledger, LogError, joined
 from trustml_helpers._support.processes import progress_bar, team
 from trustml_helpers._support.randomness import keyed_generator
 from trustml_helpers._support.tensors import IMAGES, LABELS, one_label_each
@@ -51,15 +51,15 @@ def _numbers_fit(images: Tensor, indices: list[int] | None, numbers: list[int] |
     _labelled, _numbers_fit, smoothing.enough,
     smoothed=kind("a SmoothedClassifier", SmoothedClassifier), images=IMAGES, labels=LABELS,
     n0=whole(1), n=whole(1), alpha=ALPHA, bound=BOUND, indices=maybe(every(whole())),
-    numbers=maybe(every(whole())), seed=whole(), batch_size=maybe(whole(1)),
+    numbers=maybe(every(whole())), origin=maybe(record()), seed=whole(), batch_size=maybe(whole(1)),
     layout=maybe(one_of(*LAYOUTS)), dtype=maybe(one_of(*DTYPES)),
 )  # fmt: skip
 def certify_dataset(
     smoothed: SmoothedClassifier, images: Tensor, labels: Tensor, path: str | Path, *, n0: int,
     n: int, alpha: float, bound: str = "one_class", indices: Sequence[int] | None = None,
-    numbers: Sequence[int] | None = None, seed: int = 0, resume: bool = True,
-    batch_size: int | None = None, layout: str | None = None, dtype: str | None = None,
-    compiled: bool | None = None, progress: bool = True,
+    numbers: Sequence[int] | None = None, origin: Mapping[str, Any] | None = None, seed: int = 0,
+    resume: bool = True, batch_size: int | None = None, layout: str | None = None,
+    dtype: str | None = None, compiled: bool | None = None, progress: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
     """CERTIFY many images and write one row each, flushed at once.
 
@@ -76,6 +76,8 @@ def certify_dataset(
         indices: which images; all of them if not given.
         numbers: the number of each image in its data set, for a part of one that was read alone;
             0 to m - 1 if not given. Written as idx, and the key of the noise.
+        origin: where the images are from (name of the data set, files), as JSON; written beside
+            the settings, and not compared: the images themselves are.
         seed: of the noise.
         resume: go on with an existing log of the same settings; otherwise an existing log is an
             error.
@@ -94,7 +96,7 @@ def certify_dataset(
             written by another process.
     """
     with _settled(
-        path, smoothed, images, labels, numbers, indices, resume, progress, n0=n0, n=n,
+        path, smoothed, images, labels, numbers, indices, origin, resume, progress, n0=n0, n=n,
         alpha=alpha, bound=bound, seed=seed, batch_size=batch_size, layout=layout, dtype=dtype,
         compiled=compiled,
     ) as run:  # fmt: skip
@@ -121,8 +123,8 @@ class _Run(NamedTuple):
 @contextmanager
 def _settled(
     path: str | Path, smoothed: SmoothedClassifier, images: Tensor, labels: Tensor,
-    numbers: Sequence[int] | None, indices: Sequence[int] | None, resume: bool, progress: bool,
-    **settings: Any,
+    numbers: Sequence[int] | None, indices: Sequence[int] | None, origin: Mapping[str, Any] | None,
+    resume: bool, progress: bool, **settings: Any,
 ) -> Iterator[_Run]:  # fmt: skip
     """Begin a log, or find where to go on; in the end join what the processes have written."""
     numbers = range(len(images)) if numbers is None else numbers
@@ -150,7 +152,8 @@ def _settled(
             found = _execution(ledger, known, settings, smoothed, images[k : k + 1], trial)
             held.enter_context(ledger.held(new=new))
             image = {"image": order[0], "image_sha256": _digest(images[k], labels[k])}
-            these = _these(order, images, labels, place)
+            named = {"origin": joined((known or {}).get("origin"), origin)} if origin else {}
+            these = _these(order, images, labels, place) | named
             about = settings | found._asdict() | image | these | _versions()
             ledger.begin(about if known is None else None)
             rows = _joined(ledger, order)
@@ -241,7 +244,7 @@ def _these(
 
 def _same_images(
     ledger: Ledger, known: dict[str, Any], images: Tensor, labels: Tensor, place: dict[int, int],
-    these: dict[str, str],
+    these: dict[str, Any],
 ) -> None:  # fmt: skip
     """Refuse to go on with other images: all of them if they have the same numbers, else as far as
     they are here the first one and all labels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,10 +17,16 @@ from trustml_helpers._support.calling import suited_batch
 from trustml_helpers.cli import inputs
 from trustml_helpers.cli.inputs import Seed, option
 
-NAMES = ("fgsm", "pgd", "auto_pgd", "square", "suite")
+BY_GRADIENT = ("fgsm", "pgd", "auto_pgd")
+NAMES = (*BY_GRADIENT, "square", "suite")
 Norm = Annotated[str, option("Norm of the ball.", metavar="linf|l2|l1")]
-Eps = Annotated[float, option("Radius of the ball, in pixel units of [0, 1].")]
+Eps = Annotated[float, inputs.length("Radius of the ball, in pixel units of [0, 1].")]
 Steps = Annotated[int, option("Steps of PGD.")]
+StepSize = Annotated[float | None, inputs.length(
+    "Length of a step of pgd: 2.5 eps / steps if not given, in l2 10 eps / steps, in l1 eps / 4."
+)]  # fmt: skip
+Restarts = Annotated[int, option("Random starts of pgd and auto_pgd, counted per image.")]
+Loss = Annotated[str, option("Of fgsm, pgd, auto_pgd.", metavar="cross_entropy|margin|dlr")]
 BatchSize = Annotated[
     int | None, option("Images at a time; 256 digits or 8 of 224 x 224 if not given.")
 ]
@@ -31,15 +38,11 @@ def attack(
     norm: Norm = "linf",
     eps: Eps = 0.3,
     steps: Steps = 40,
-    step_size: Annotated[float | None, option(
-        "Length of a step of pgd: 2.5 eps / steps if not given, in l2 10 eps / steps, in l1 eps / 4"
-    )] = None,
-    restarts: Annotated[int, option("Random starts, counted per image.")] = 1,
+    step_size: StepSize = None,
+    restarts: Restarts = 1,
     queries: Annotated[int, option("Evaluations per image of square.")] = 5000,
-    loss: Annotated[
-        str, option("Of fgsm, pgd, auto_pgd.", metavar="cross_entropy|margin|dlr")
-    ] = "cross_entropy",
-    data_set: inputs.DataSet = "mnist",
+    loss: Loss = "cross_entropy",
+    data_set: inputs.DataSet = None,
     root: inputs.Root = None,
     split: inputs.Split = "test",
     every: inputs.Every = 1,
@@ -58,8 +61,10 @@ def attack(
     Auto-PGD on two losses and Square, each on what the others left: report its worst case.
     """
     inputs.check_output(output)
+    data_set = inputs.data_for(model, data_set)
     chosen = inputs.images(data_set, split, root, every, limit)
-    network, (x, y, numbers), _ = inputs.ready(model, chosen, groups, inputs.device(device))
+    network, chosen, _ = inputs.ready(model, chosen, groups, inputs.device(device))
+    x, y, numbers, _ = chosen
     about: dict[str, Any] = {
         "attack": one_of(*NAMES)("attack", attack), "norm": norm, "eps": eps, "steps": steps,
         "step_size": step_size, "restarts": restarts, "queries": queries, "loss": loss,
@@ -74,7 +79,7 @@ def attack(
         log = robustness.attack_dataset(
             network, x, y, make, output or Path(folder) / "log.csv",
             about=_named(model, data_set, split, groups) | about, numbers=numbers,
-            batch_size=_batch(batch_size, x), seed=seed,
+            origin=chosen.origin, batch_size=_batch(batch_size, x), seed=seed,
         )  # fmt: skip
     shares = robustness.summary(log, list(make(torch.Generator())))
     for name, share in shares.items():
@@ -91,11 +96,15 @@ def _named(model: str, data_set: str, split: str, groups: str | None) -> dict[st
 
 def diagnose(
     model: inputs.Network,
+    attack: Annotated[str, option("The one in question.", metavar="|".join(BY_GRADIENT))] = "pgd",
     norm: Norm = "linf",
     eps: Eps = 0.3,
     steps: Steps = 40,
+    step_size: StepSize = None,
+    restarts: Restarts = 1,
     queries: Annotated[int, option("Evaluations per image without gradient.")] = 500,
-    data_set: inputs.DataSet = "mnist",
+    loss: Loss = "cross_entropy",
+    data_set: inputs.DataSet = None,
     root: inputs.Root = None,
     split: inputs.Split = "test",
     every: inputs.Every = 1,
@@ -107,13 +116,21 @@ def diagnose(
 ) -> None:
     """Ask whether an accuracy under attack can be believed: the checklist of the literature.
 
-    Ends with exit code 1 if anything is flagged.
+    The attack in question gets the options that "trustml attack" would get. Ends with exit code 1
+    if anything is flagged.
     """
-    chosen = inputs.images(data_set, split, root, every, limit)
-    network, (x, y, _), _ = inputs.ready(model, chosen, groups, inputs.device(device))
+    chosen = inputs.images(inputs.data_for(model, data_set), split, root, every, limit)
+    network, (x, y, *_), _ = inputs.ready(model, chosen, groups, inputs.device(device))
+    generator = torch.Generator(x.device).manual_seed(seed)
+    (asked,) = _attacks(
+        generator, attack=one_of(*BY_GRADIENT)("attack", attack), norm=norm, eps=eps, steps=steps,
+        step_size=step_size, restarts=restarts, queries=queries, loss=loss,
+    ).values()  # fmt: skip
+    with suppress(attacks.NotDifferentiable):  # which the report says
+        asked(network, x[:0], y[:0])  # a wrong argument ends here, before any work
     report = robustness.diagnose(
-        network, x, y, eps, norm=norm, steps=steps, queries=queries,
-        batch_size=_batch(batch_size, x), generator=torch.Generator(x.device).manual_seed(seed),
+        network, x, y, eps, attack=asked, norm=norm, steps=steps, queries=queries,
+        batch_size=_batch(batch_size, x), generator=generator,
     )  # fmt: skip
     typer.echo(str(report))
     if not report.passed:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def certify(
     model: inputs.Network,
     log: Annotated[Path, typer.Argument(help="TSV to write; settings go beside it as JSON.")],
-    data_set: inputs.DataSet = "mnist",
+    data_set: inputs.DataSet = None,
     root: inputs.Root = None,
     split: inputs.Split = "test",
     every: inputs.Every = 1,
@@ -55,7 +55,8 @@ def certify(
     The log has the columns idx, label, predict (-1: abstained), radius (rounded down, 0 where
     nothing is certified), correct, time (seconds), and the votes of each class. Call the same
     command again to go on; what is not given (batch size, layout, precision) is then taken from
-    the JSON. Other settings, images or another network are refused.
+    the JSON. Other settings, images or another network are refused. The JSON also names the data
+    set and, for a folder, the file of each idx.
 
     A network of your own, returned by my_network() in a file nets.py where you are:
 
@@ -67,12 +68,12 @@ def certify(
 
     Then: trustml plot my.tsv --output my.png, and trustml audit my.tsv.
     """
-    chosen = inputs.images(data_set, split, root, every, limit)
+    chosen = inputs.images(inputs.data_for(model, data_set), split, root, every, limit)
     where = inputs.device(device)
     smoothed, chosen = _smoothed(model, sigma, chosen, groups, denoiser, where)
     table = certification.certify_dataset(
         smoothed, chosen.x, chosen.y, log, n0=n0, n=n, alpha=alpha, bound=bound,
-        numbers=chosen.numbers, seed=seed, batch_size=batch_size,
+        numbers=chosen.numbers, origin=chosen.origin, seed=seed, batch_size=batch_size,
         layout=layout, dtype=dtype, compiled=compiled,
     )  # fmt: skip
     if int(os.environ.get("RANK", "0")) == 0:
@@ -82,7 +83,7 @@ def certify(
 
 def predict(
     model: inputs.Network,
-    data_set: inputs.DataSet = "mnist",
+    data_set: inputs.DataSet = None,
     root: inputs.Root = None,
     split: inputs.Split = "test",
     every: inputs.Every = 1,
@@ -99,10 +100,14 @@ def predict(
     seed: inputs.Seed = 0,
     output: Annotated[Path | None, option("Write index, label, predict per image as CSV.")] = None,
 ) -> None:
-    """Classify images by the smoothed classifier; -1 in the output means: abstained."""
+    """Classify images by the smoothed classifier; -1 in the output means: abstained.
+
+    What is right is decided by the labels that come with the images: of the data set, or the
+    numbers that folders are called by; without any, by what the network says of them as they are.
+    """
     whole(1)("n", n)  # before the trial
     inputs.check_output(output)
-    chosen = inputs.images(data_set, split, root, every, limit)
+    chosen = inputs.images(inputs.data_for(model, data_set), split, root, every, limit)
     where = inputs.device(device)
     smoothed, chosen = _smoothed(model, sigma, chosen, groups, denoiser, where)
     one = chosen.x[:1]
@@ -116,6 +121,7 @@ def predict(
         for few in progress_bar(True)(chosen.x.split(20), desc="predict")
     ]
     predicted, chosen = torch.cat(parts).cpu(), chosen._replace(y=chosen.y.cpu())
+    typer.echo(f"compared with labels from {chosen.origin['labels_from']}:")
     for name, share in {
         "right": predicted == chosen.y,
         "abstained": predicted == smoothing.ABSTAIN,
@@ -138,7 +144,8 @@ def plot(
 ) -> None:
     """Draw certified accuracy against radius, and print the numbers.
 
-    Reads the logs of this project and those in the format of Cohen et al. (2019).
+    Reads the logs of this project and those in the format of Cohen et al. (2019). A curve is
+    called as its log; where two logs have one name, the folders that tell them apart come first.
     """
     inputs.check_output(output)
     from matplotlib.backend_bases import FigureCanvasBase
@@ -146,9 +153,7 @@ def plot(
     pictures = FigureCanvasBase.get_supported_filetypes()
     if output.suffix[1:].lower() not in pictures:
         raise ValueError(f"output={str(output)!r}: expected a picture, such as {output.stem}.png")
-    if len({path.stem for path in logs}) < len(logs):
-        raise ValueError("logs: two of them have the same name; rename one, the legend needs it")
-    tables = {path.stem: certification.read_log(path) for path in logs}
+    tables = {name: certification.read_log(path) for name, path in _names(logs).items()}
     _print(tables)  # refuses a log without rows before anything is written
     from trustml_helpers import figures
 
@@ -161,9 +166,25 @@ def plot(
     typer.echo(f"wrote {output}")
 
 
+def _names(logs: list[Path]) -> dict[str, Path]:
+    """The logs, each by as much of the end of its path as no other one has."""
+    ends, found = [(path.parent / path.stem).parts for path in logs], {}
+    for path, parts in zip(logs, ends, strict=True):
+        for n in range(1, max(map(len, ends)) + 2):
+            if [end[-n:] for end in ends].count(parts[-n:]) == 1:
+                found[Path(*parts[-n:]).as_posix()] = path
+                break
+        else:
+            raise ValueError(f"logs: two of them are called {path.stem} in {path.parent}; leave "
+                             "one out, or rename it, the legend needs it")  # fmt: skip
+    return found
+
+
 def audit(
     log: Annotated[Path, typer.Argument(help="Certification log.")],
-    sigma: Annotated[float | None, option("Standard deviation; else as in the log's JSON.")] = None,
+    sigma: Annotated[
+        float | None, inputs.length("Standard deviation; else as in the log's JSON.")
+    ] = None,
     alpha: Annotated[float | None, option("Stated error probability; else as there.")] = None,
     n: Annotated[int | None, option("Stated estimation samples; else as there.")] = None,
 ) -> None:

@@ -24,18 +24,36 @@ def option(words: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=words, **more)
 
 
+def pixels(text: Any) -> float:
+    """A number in pixel units, also written as a fraction: 8/255."""
+    top, slash, bottom = str(text).partition("/")
+    try:
+        return float(top) / (float(bottom) if slash else 1)
+    except (ValueError, ZeroDivisionError) as error:
+        raise typer.BadParameter(
+            f"{text!r}: expected a number or a fraction, such as 0.03 or 8/255"
+        ) from error
+
+
+def length(words: str, *names: str) -> Any:
+    """An option in pixel units."""
+    more: dict[str, Any] = {"parser": pixels, "metavar": "NUMBER"}
+    return option(f"{words} A fraction such as 8/255 is fine.", *names, **more)
+
+
 Network = Annotated[str, typer.Argument(
     help="Name of a checkpoint, path of a .safetensors file with its card, or module:name, "
     "a network or a function that returns one with its weights loaded. It takes images "
     "(n, C, H, W) in [0, 1] (normalise inside) and returns logits (n, K)."
 )]  # fmt: skip
-DataSet = Annotated[str, option(
-    "mnist, photos (ship with the course); fashion_mnist, cifar10, imagenet (torchvision's files, "
-    "see --root); a folder of pictures, in sub-folders called by the number of their class, or "
-    "else labelled by what the network says of them as they are (of different sizes: the middle "
-    "224 x 224 after scaling to 256); an .npz file with the arrays images (uint8, or floating "
-    "point in [0, 1]; channels first or last) and labels; or module:function, which returns both "
-    "as tensors.", "--data",
+DataSet = Annotated[str | None, option(
+    "mnist (what a checkpoint gets if nothing is given; module:name needs --data), photos (ship "
+    "with the course); fashion_mnist, cifar10, imagenet (torchvision's files, see --root); a "
+    "folder of pictures, in sub-folders called by the number of their class, or else labelled by "
+    "what the network says of them as they are (of different sizes: the middle 224 x 224 after "
+    "scaling to 256); an .npz file with the arrays images (uint8, or floating point in [0, 1]; "
+    "channels first or last) and labels; or module:function, which returns both as tensors.",
+    "--data",
 )]  # fmt: skip
 Root = Annotated[Path | None, option("Folder of torchvision's files.")]
 Split = Annotated[str, option(
@@ -46,7 +64,7 @@ Device = Annotated[
     str | None, option("cpu, cuda, cuda:1, ...; a GPU if there is one, if not given.")
 ]
 Seed = Annotated[int, option("Seed of everything random; same seed, same result.")]
-Sigma = Annotated[float | None, option(
+Sigma = Annotated[float | None, length(
     "Standard deviation of the noise, in units of pixels in [0, 1]; a checkpoint's training sigma "
     "if not given."
 )]  # fmt: skip
@@ -81,6 +99,7 @@ class Images(NamedTuple):
     x: Tensor  # float32 (m, C, H, W) in [0, 1]
     y: Tensor  # int64 (m,)
     numbers: list[int]  # of each in its data set
+    origin: dict[str, Any]  # what a log says of them: data, split, labels_from, files
 
 
 def network(name: str) -> Any:
@@ -99,6 +118,20 @@ def network(name: str) -> Any:
     return found.eval() if isinstance(found, nn.Module) else found
 
 
+def data_for(model: str, name: str | None) -> str:
+    """The data set that is named, or MNIST for a checkpoint.
+
+    Raises:
+        ValueError: if none is named for a network of which it is not known.
+    """
+    if name is None and _is_attribute(model):
+        raise ValueError(f"data=None: expected the images for {model}, a network of your own; pass "
+                         "--data mnist, a folder of pictures, or what --help lists")  # fmt: skip
+    if name is None and model.endswith(".safetensors"):
+        typer.echo(f"--data is not given: {model} gets the images of MNIST", err=True)
+    return name or "mnist"
+
+
 def images(name: str, split: str, root: Path | None, every: int, limit: int | None) -> Images:
     """Images 0, every, 2 * every, ... of a data set, named as :data:`DataSet` says.
 
@@ -106,6 +139,9 @@ def images(name: str, split: str, root: Path | None, every: int, limit: int | No
         ValueError, TypeError: if there is no such data set, or its arrays are no images.
         DataError: if its files are missing.
     """
+    origin: dict[str, Any] = {"data": name, "labels_from": name}
+    if name in data.TORCHVISION:
+        origin |= {"split": split}
     if name == "mnist" and root is None:
         x, y = data.load_mnist(split)
     elif name == "photos":
@@ -128,7 +164,7 @@ def images(name: str, split: str, root: Path | None, every: int, limit: int | No
                 "call the folders by the number of their class, and pass that folder to --data"
             )
         chosen = indices(len(dataset), every, limit)
-        return Images(*data.to_tensors(dataset, chosen), chosen)
+        return Images(*data.to_tensors(dataset, chosen), chosen, origin)
     one_label_each(IMAGES(f"images of {name}", x), LABELS(f"labels of {name}", y))
     low, high = value_range(x)
     if len(x) == 0 or not -1e-6 <= low <= high <= 1 + 1e-6:  # NaN is neither
@@ -137,7 +173,7 @@ def images(name: str, split: str, root: Path | None, every: int, limit: int | No
             f"{high:g}; divide by 255 (or save uint8), and normalise inside the network"
         )
     chosen = indices(len(x), every, limit)
-    return Images(x[chosen], y[chosen], chosen)
+    return Images(x[chosen], y[chosen], chosen, origin)
 
 
 def ready(
@@ -150,11 +186,12 @@ def ready(
     """
     model = network(name)
     model = model.to(where) if isinstance(model, nn.Module) else model
-    x, y = chosen.x.to(where), chosen.y
+    x, y, origin = chosen.x.to(where), chosen.y, chosen.origin
     classes = _classes(name, model, x[:1])
     if y.numel() and (y == UNLABELLED).all():
         y = models.predict(model, x, batch_size=suited_batch(x)).cpu()
         typer.echo("no labels: a picture counts as what the network says of it as it is", err=True)
+        origin = origin | {"labels_from": "the network itself, without noise"}
     if int(y.max()) >= classes:
         raise ValueError(f"labels up to {int(y.max())}: {name} has {classes} classes")
     if groups is not None:
@@ -163,7 +200,7 @@ def ready(
             raise ValueError(f"groups={groups!r}: for {len(group)} classes; {name} has {classes}")
         model, y = models.Grouped(model, group).eval().to(where), torch.tensor(group)[y]
         classes = model.classes
-    return model, Images(x, y.to(where), chosen.numbers), classes
+    return model, Images(x, y.to(where), chosen.numbers, origin), classes
 
 
 def _classes(name: str, model: Any, x: Tensor) -> int:
@@ -277,7 +314,10 @@ def _folder(name: str, every: int, limit: int | None) -> Images:
     shrink = [v2.Resize(256), v2.CenterCrop(224)] if len({p.size for p in pictures}) > 1 else []
     look = v2.Compose([*shrink, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     labels = [int(path.parent.name) if numbered else UNLABELLED for path in picked]
-    return Images(torch.stack([look(p) for p in pictures]), torch.tensor(labels), chosen)
+    names = [path.relative_to(name).as_posix() for path in picked]
+    origin = {"data": name, "labels_from": "the names of the folders",
+              "files": dict(zip(map(str, chosen), names, strict=True))}  # fmt: skip
+    return Images(torch.stack([look(p) for p in pictures]), torch.tensor(labels), chosen, origin)
 
 
 def _arrays(path: str) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from trustml_helpers import attacks, data, models, robustness, training
 from trustml_helpers._support.arguments import declared, maybe, number, one_of
 from trustml_helpers._support.processes import team
 from trustml_helpers._support.randomness import draw, keyed_generator
-from trustml_helpers.cli.inputs import Seed, check_output, first, option, print_share
+from trustml_helpers.cli.inputs import Seed, check_output, first, length, option, print_share
 from trustml_helpers.training import BEHIND, RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def train(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Name of the checkpoint to write.")],
     recipe: Annotated[str, option("How to train: objective, network, optimizer; see below.")] = "",
-    sigma: Annotated[float | None, option("Noise in pixel units, if not the recipe's.")] = None,
-    eps: Annotated[float | None, option("Radius of the l-inf ball, if not the recipe's.")] = None,
+    sigma: Annotated[float | None, length("Noise in pixel units, if not the recipe's.")] = None,
+    eps: Annotated[float | None, length("Radius of the l-inf ball, if not the recipe's.")] = None,
     epochs: Annotated[int | None, option("Number of them, if not the recipe's.")] = None,
     validation: Annotated[int, option("Training images held out for validation.")] = 5000,
     limit: Annotated[int | None, option("Use so many training and test images.")] = None,

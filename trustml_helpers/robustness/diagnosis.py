@@ -32,7 +32,8 @@ from trustml_helpers.attacks import (
 from trustml_helpers.robustness.evaluation import not_empty, robust_correct
 
 ZERO_SHARE = 0.1  # of examples without any gradient: more than a few dead ones
-MOST_UNSEEN = 0.5  # a difference that would be taken for chance: with 9 images or fewer
+FEWEST = 10  # images: where 9 of 9 differ, that is 3 standard errors, sqrt(9), and not more
+ENOUGH = 225  # images: 3 standard errors of a share, 1.5 / sqrt(n), are 10 points at most
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def diagnose(
 
     Args:
         model: images to logits ``(n, K)``; left as found.
-        x, y: images and labels, a few hundred; fewer make the tolerance wide.
+        x, y: images and labels, a few hundred; fewer make the tolerance wide, and fewer than 10
+            are flagged.
         eps, norm, bounds: the threat, as for :func:`attacks.fgsm`.
         attack: the attack ``(model, x, y) -> x_adv`` whose result is in question; PGD with the
             cross-entropy if not given.
@@ -153,8 +155,8 @@ class _Evidence:
         return self.accuracy[name]
 
     def tolerance(self, points: float = 0.05) -> float:
-        """What a difference must exceed to be believed: 3 standard errors of a share of one half
-        of the discordant examples, and some points."""
+        """What a difference must exceed to be believed: 3 standard errors of a share, at their
+        largest (a share of one half), and some points."""
         return max(points, 3 * 0.5 / math.sqrt(self.total))
 
     def missed(self, name: str, by: str = "attack") -> float:
@@ -163,12 +165,13 @@ class _Evidence:
 
 
 def _enough(evidence: _Evidence) -> Finding:
-    unseen = evidence.tolerance()
-    return Finding(
-        "number of images", unseen < MOST_UNSEEN,
-        f"{evidence.total}: differences below {100 * unseen:.0f} points are taken for chance"
-        + ("" if unseen < MOST_UNSEEN else "; give a few hundred images"),
+    n, few = evidence.total, evidence.total < FEWEST
+    what = (
+        f"fewer than {FEWEST} images cannot tell any difference of accuracies from chance" if few
+        else f"differences below {100 * evidence.tolerance():.0f} points cannot be told from chance"
     )  # fmt: skip
+    cure = f"; use at least {ENOUGH} images, which show differences of 10 points"
+    return Finding("number of images", not few, f"{n}: {what}{cure if n < ENOUGH else ''}")
 
 
 def _outputs(evidence: _Evidence) -> Iterator[Finding]:

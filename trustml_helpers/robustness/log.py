@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trustml_helpers._support.arguments import Rule, declared, each, function, maybe, whole
+from trustml_helpers._support.arguments import Rule, declared, each, function, maybe, record, whole
 from trustml_helpers._support.calling import digest, fingerprint
 from trustml_helpers._support.ledger import Ledger, LogError
 from trustml_helpers._support.processes import progress_bar
@@ -47,14 +46,14 @@ def _one_number_each(images: Tensor, labels: Tensor, numbers: list[int] | None) 
 
 @declared(
     _one_number_each, images=IMAGES, labels=LABELS, attacks=function("generator -> {name: attack}"),
-    about=Rule("what JSON can hold", lambda value: json.loads(json.dumps(value)), ({"x": {1, 2}},)),
-    numbers=maybe(each(whole())), batch_size=whole(1), seed=whole(),
+    about=record(), origin=maybe(record()), numbers=maybe(each(whole())), batch_size=whole(1),
+    seed=whole(),
 )  # fmt: skip
 def attack_dataset(
     model: Any, images: Tensor, labels: Tensor,
     attacks: Callable[[torch.Generator], Mapping[str, Attack]], path: str | Path, *,
-    about: Mapping[str, Any], numbers: list[int] | None = None, batch_size: int = 256,
-    seed: int = 0, progress: bool = True,
+    about: Mapping[str, Any], origin: Mapping[str, Any] | None = None,
+    numbers: list[int] | None = None, batch_size: int = 256, seed: int = 0, progress: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
     """Attack many images and keep per image what it falls to; a killed run goes on.
 
@@ -70,6 +69,8 @@ def attack_dataset(
             the settings are written beside it as JSON (``log.json``).
         about: what the attacks are (eps, norm, steps ...), as JSON; a file made with other
             settings, images or labels, or with another network, is refused.
+        origin: where the images are from (name of the data set, files), as JSON; written beside
+            the settings, and not compared: the images themselves are.
         numbers: the number of each image in its data set; 0 to m - 1 if not given.
         batch_size: images per batch; part of the settings.
         seed: of the attacks.
@@ -99,7 +100,8 @@ def attack_dataset(
     ledger = Ledger(path, ",".join(COLUMNS))
     new, known = not ledger.path.exists(), ledger.known(settings, optional={"images_sha256"})
     with ledger.held(new=new):
-        ledger.begin(settings | {"torch": torch.__version__} if known is None else None)
+        more = {"torch": torch.__version__} | ({"origin": origin} if origin else {})
+        ledger.begin(settings | more if known is None else None)
         done = _whole_batches(ledger, numbers, batch_size)
         left = range(done, len(images), batch_size)
         with ledger.writing() as write:
