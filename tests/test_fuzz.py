@@ -374,6 +374,8 @@ OBJECTIVES = {
     "macer": lambda weight, count, **own: objectives.macer(0.5, weight, samples=count, **own),
     "smoothmix": lambda weight, count, **own: objectives.smoothmix(
         0.5, weight, samples=count, steps=count, **own),
+    "cat_rs": lambda weight, count, **own: objectives.cat_rs(
+        0.5, lambda x: torch.full((len(x), 3), 1 / 3), weight, samples=count, steps=count, **own),
     "trades": lambda weight, count, **own: objectives.trades(0.1, weight, steps=count, **own),
     "mixed": lambda weight, count, **own: objectives.mixed(odd.ATTACKS["nothing"], count / 4),
     "standard": lambda weight, count, **own: objectives.standard,

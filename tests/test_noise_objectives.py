@@ -52,7 +52,13 @@ ALL = {
     "smoothadv": partial(objectives.smoothadv, eps=0.5, samples=2, steps=2),
     "macer": partial(objectives.macer, lam=4.0, samples=4),
     "smoothmix": partial(objectives.smoothmix, samples=2, steps=2),
+    "cat_rs": partial(objectives.cat_rs, teacher=lambda x: teacher(x), samples=2, steps=2),
 }
+
+
+def teacher(x):
+    """Any probabilities, of as many classes as the networks here have; one of them is 0."""
+    return torch.eye(10 if x.ndim == 4 else 3, dtype=x.dtype)[0].expand(len(x), -1)
 
 
 def test_stability_by_hand():
@@ -115,7 +121,7 @@ def test_macer_leaves_out_quantiles_that_are_not_finite():
     assert gradient.isfinite()
 
 
-@pytest.mark.parametrize("name", sorted(ALL.keys() - {"smoothadv", "smoothmix"}))
+@pytest.mark.parametrize("name", sorted(ALL.keys() - {"smoothadv", "smoothmix", "cat_rs"}))
 def test_gradients_against_finite_differences(name):
     def loss(w):
         return ALL[name](SIGMA, generator=seeded())(lambda x: torch.tanh(x) @ w, X, Y)
@@ -164,6 +170,73 @@ def test_smoothadv_on_a_linear_network():
                                      generator=seeded())  # fmt: skip
     found = objective(model, X, y).item()
     assert by_hand(0.0) < by_hand(0.5) < found <= by_hand(0.6) + 1e-9
+
+
+def gradient_at(loss, z):
+    z = z.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(z), z)
+    return gradient
+
+
+def shortened(way, eps):
+    return way * min(1.0, eps / way.norm().item())
+
+
+@pytest.mark.parametrize(("eps", "lam", "eta"), [(0.4, 0.0, 0.0), (1.0, 1.0, 0.5)])
+def test_smoothadv_by_hand(eps, lam, eta):
+    """As in the authors' program: from x, scaled back to the ball, then clipped; image by image."""
+    drawn, total, cut = noise(3), [], 0
+    for i in range(5):
+        z = X[i]
+        for _ in range(4):
+            gradient = gradient_at(
+                lambda z, i=i: -network(z + drawn[i]).softmax(1).mean(0)[Y[i]].log(), z
+            )
+            z = X[i] + shortened(z + 2 * eps / 4 * gradient / gradient.norm() - X[i], eps)
+            cut += int(((z < 0) | (z > 1)).sum())
+            z = z.clamp(0, 1)
+        p = softmax(network(z + drawn[i]).numpy(), axis=1)
+        mean = p.mean(0)
+        total.append(
+            -np.log(p[:, Y[i]]).mean() + lam * np.mean([entropy(mean, row) for row in p])
+            + eta * entropy(mean)
+        )  # fmt: skip
+    assert cut > 0
+    objective = objectives.smoothadv(SIGMA, eps, lam, eta, samples=3, steps=4, generator=seeded())
+    assert objective(network, X, Y).item() == pytest.approx(np.mean(total), rel=1e-6)
+
+
+@pytest.mark.parametrize("eps", [0.3, 2.0])
+def test_cat_rs_by_hand(eps):
+    """Copy by copy; among the images are some of which not all copies count."""
+    generator = seeded(4)
+    drawn = SIGMA * torch.randn(5, 3, 4, generator=generator, dtype=torch.float64)
+    z = np.array([network(X[i] + drawn[i]).numpy() for i in range(5)])
+    right = torch.tensor((z.argmax(2) == Y.numpy()[:, None]).mean(1), dtype=torch.float32)
+    kept = torch.binomial(torch.full((5,), 3.0), right, generator=generator).clamp(min=1).int()
+    p = torch.tensor([[0.7, 0.3, 0.0]] * 5, dtype=torch.float64)
+    total = []
+    for i in range(5):
+        costs = sorted(cross_entropy(row, Y[i]) for row in z[i])
+        total.append(sum(costs[: kept[i]]) / 3)
+        apart = []
+        for first in drawn[i]:
+            now = first
+            for _ in range(4):
+                gradient = gradient_at(
+                    lambda e, i=i: -(p[i] * network((X[i] + e)[None])[0].log_softmax(0)).sum(), now
+                )
+                way = now + 2 * eps / 4 * gradient / gradient.norm() - first
+                now = first + shortened(way, eps)
+                now = (now - now.mean()) / now.square().mean().sqrt()
+                now = first.mean() + first.square().mean().sqrt() * now
+            apart.append(entropy(p[i], softmax(network((X[i] + now)[None])[0].numpy())))
+        total[-1] += 2 * max(apart) * (kept[i] == 3).item()
+    assert set(kept.tolist()) == {1, 2, 3}
+    objective = objectives.cat_rs(
+        SIGMA, lambda x: p, 2.0, eps=eps, samples=3, steps=4, generator=seeded(4)
+    )
+    assert objective(network, X, Y).item() == pytest.approx(np.mean(total), rel=1e-6)
 
 
 @pytest.mark.parametrize(("steps", "warm"), [(1, 1.0), (2, 1.0), (3, 0.4)])

@@ -78,6 +78,7 @@ ALL = {
     "macer": objectives.macer(0.5, 1.0, samples=2, generator=SEED),
     "smoothadv": objectives.smoothadv(0.5, 0.1, steps=1, bounds=None, generator=SEED),
     "smoothmix": objectives.smoothmix(0.5, steps=1, bounds=None, generator=SEED),
+    "cat_rs": objectives.cat_rs(0.5, lambda x: x.softmax(1), steps=1, generator=SEED),
     "per example": lambda model, x, y: attacks.cross_entropy(model(x), y),
 }
 ODD_LABELS = {

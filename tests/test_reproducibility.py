@@ -130,6 +130,9 @@ CASES = {
     "objectives.smoothadv": learned(objectives.smoothadv, 0.5, 0.5, samples=2, steps=2),
     "objectives.macer": learned(objectives.macer, 0.5, 2.0, samples=3),
     "objectives.smoothmix": learned(objectives.smoothmix, 0.5, samples=2, steps=2),
+    "objectives.cat_rs": learned(
+        objectives.cat_rs, 0.5, lambda x: x.new_full((len(x), 3), 1 / 3), samples=2, steps=2
+    ),
     "objectives.trades": learned(objectives.trades, 0.1, steps=2),
     "training.fit": fitted,
     "models.build": lambda seed: list(models.build("SmallCNN", seed=seed).state_dict().values()),

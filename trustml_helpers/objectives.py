@@ -7,9 +7,9 @@ draws comes from a generator that it was given, so the global one is never touch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,14 +21,12 @@ from trustml_helpers._support.calling import logits_of, unchanged
 from trustml_helpers._support.randomness import draw
 from trustml_helpers._support.tensors import BOUNDS, LABELS, TENSOR, labels_are_classes
 from trustml_helpers.attacks import (
-    NORMS,
     Attack,
     Bounds,
     check_attacked,
     columns,
     log_mean_softmax,
     pgd,
-    pgd_smoothed,
     threat,
 )
 
@@ -264,12 +262,12 @@ def smoothadv(
 ) -> Objective:  # fmt: skip
     """SmoothAdv: Gaussian training at points that an l2 attack on the smoothed network has found.
 
-    The attack ascends the loss of the mean softmax over ``samples`` noisy copies, with the noise
-    of each image fixed; the same noise is then added to the attacked image to train on. One call
-    costs ``samples * (steps + 1)`` forward and backward passes.
+    The attack starts at x and ascends the loss of the mean softmax over ``samples`` noisy copies,
+    with the noise of each image fixed; the same noise is then added to the attacked image to train
+    on. One call costs ``samples * (steps + 1)`` forward and backward passes.
 
     Args:
-        sigma, generator: as for :func:`gaussian`; the generator also gives the attack's start.
+        sigma, generator: as for :func:`gaussian`.
         eps: radius of the l2 ball, in pixel units.
         lam, eta: weights of consistency regularisation on the attacked copies; none by default.
         samples: noisy copies per image, in the attack and in the loss.
@@ -277,7 +275,8 @@ def smoothadv(
         bounds: of the attacked image before the noise.
 
     Source: Salman et al. (2019), "Provably robust deep learning via adversarially trained smoothed
-    classifiers"; with lam, Jeong & Shin (2020).
+    classifiers"; with lam, Jeong & Shin (2020), whose program is followed: a step scales back to
+    the ball and then clips to the bounds.
 
     >>> objective = smoothadv(0.5, 1.0, generator=torch.Generator())
     >>> objective(lambda x: 0 * x, torch.zeros(2, 10), torch.tensor([0, 1]))
@@ -287,10 +286,7 @@ def smoothadv(
     @_called
     def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
         noise = _noise(x, samples, sigma, generator)
-        x_adv = pgd_smoothed(
-            model, x, y, eps, sigma, noise=noise, bounds=bounds, steps=steps,
-            step_size=2 * eps / steps, keep="last", generator=generator,
-        )  # fmt: skip
+        x_adv = _climb(model, x, y, noise, 2 * eps / steps, steps, bounds, eps)[-1]
         return _consistency(_logits_under(noise, model, x_adv), y, lam, eta)
 
     return objective
@@ -373,21 +369,73 @@ def smoothmix(
     @_called
     def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
         noise = _noise(x, samples, sigma, generator)
-        attack = partial(pgd_smoothed, model, x, y, steps * step_size, sigma, noise=noise,
-                         bounds=bounds, step_size=step_size, keep="last")  # fmt: skip
-        one = attack(steps=1, random_start=False)
-        last = attack(steps=steps - 1, start=one) if steps > 1 else one
-        near = NORMS["l2"].projection(x, warm * step_size, bounds)(one)
+        way = _climb(model, x, y, noise, step_size, steps, bounds)
+        near = x + (way[0] - x).renorm(2, 0, warm * step_size)
 
         log_p = _logits_under(noise, model, near).log_softmax(2)
         mean = log_p.exp().mean(1)
         share = 0.5 * draw(mean[:, 0].detach(), torch.rand, generator)
-        mixed = torch.lerp(near, last, columns(share, x))
+        mixed = torch.lerp(near, way[-1], columns(share, x))
         target = torch.lerp(mean, torch.full_like(mean, 1 / mean.shape[1]), share[:, None])
         log_q = _logits_under(noise, model, mixed).log_softmax(2).mean(1)
         apart = (torch.special.xlogy(target, target) - target * log_q).sum(1)
         right = mean.argmax(1) == y
         return _each(log_p, y) + eta * warm * (right * apart).mean()
+
+    return objective
+
+
+@declared(
+    sigma=SIGMA, teacher=function("images to probabilities (n, K)"), lam=_WEIGHT, eps=_NOISE,
+    samples=whole(1), steps=whole(1), generator=_OWN,
+)  # fmt: skip
+def cat_rs(
+    sigma: float, teacher: Callable[[Tensor], Tensor], lam: float = 1.0, *, eps: float = 1.0,
+    samples: int = 4, steps: int = 4, generator: torch.Generator,
+) -> Objective:  # fmt: skip
+    """CAT-RS: confident images learn from their worst noise, the others from their easiest.
+
+    Of the cross-entropies of the noisy copies of an image only the k smallest count, summed and
+    divided by ``samples``; k, at least 1, is binomial with the share of copies that are right. If
+    k is all of them, ``lam`` times the largest ``KL(p || f(x + noise'))`` is added: p is what the
+    teacher says of x, and noise' the noise moved within an l2 ball, uphill, its mean and its root
+    mean square kept.
+
+    Args:
+        sigma, generator: as for :func:`gaussian`.
+        teacher: from x to p; the authors take the shares of 10,000 votes of a network trained by
+            :func:`gaussian` at sigma 0.25.
+        lam: weight of the divergence, at least 0.
+        eps: how far noise' may be from the noise, l2 in pixel units.
+        samples: noisy copies per image.
+        steps: of the attack on the noise, each of length ``2 * eps / steps``.
+
+    Source: Jeong, Kim, Shin (2023), "Confidence-aware training of smoothed classifiers for
+    certified robustness", section 3.
+
+    >>> objective = cat_rs(0.5, lambda x: torch.eye(10)[:2], generator=torch.Generator())
+    >>> objective(lambda x: 0 * x, torch.zeros(2, 10), torch.tensor([0, 0]))
+    tensor(4.6052)
+    """
+
+    @_called
+    def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        noise, p = _noise(x, samples, sigma, generator), teacher(x).detach()[:, None]
+
+        def apart(noise: Tensor) -> Tensor:
+            log_q = _logits_under(noise, model, x).log_softmax(2)
+            return (torch.special.xlogy(p, p) - p * log_q).sum(2)
+
+        with unchanged(model):
+            worse = _worse_noise(noise, apart, eps, steps)
+        logits = _logits_under(noise, model, x)
+        each = _each(logits.log_softmax(2), y, "none").view(-1, samples)
+        right = (logits.argmax(2) == y[:, None]).float().mean(1)
+        all_of_them = torch.full_like(right, samples)
+        kept = torch.binomial(all_of_them, right, generator=generator).clamp(min=1)
+        counted = torch.arange(samples, device=x.device) < kept[:, None]
+        easiest = (each.sort(1).values * counted).mean(1)
+        return (easiest + lam * (kept == samples) * apart(worse).amax(1)).mean()
 
     return objective
 
@@ -441,9 +489,51 @@ def _consistency(logits: Tensor, y: Tensor, lam: float, eta: float) -> Tensor:
     return loss + lam * divergence + eta * entropy
 
 
-def _each(log_p: Tensor, y: Tensor) -> Tensor:
+def _each(log_p: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
     """Mean cross-entropy of the single copies, from log-probabilities ``(n, samples, K)``."""
-    return _negative_log(log_p.flatten(0, 1), y.repeat_interleave(log_p.shape[1]))
+    return _negative_log(log_p.flatten(0, 1), y.repeat_interleave(log_p.shape[1]), reduction)
+
+
+def _climb(
+    model: Any, x: Tensor, y: Tensor, noise: Tensor, length: float, steps: int, bounds: Bounds,
+    eps: float = math.inf,
+) -> list[Tensor]:  # fmt: skip
+    """The points of a way from x up the loss of the mean softmax under this noise."""
+
+    def loss(z: Tensor) -> Tensor:
+        return _negative_log(log_mean_softmax(_logits_under(noise, model, z)), y, "none")
+
+    points = [x]
+    with unchanged(model):
+        for _ in range(steps):
+            way = points[-1] + length * _uphill(loss, points[-1], 1) - x
+            z = x + way.renorm(2, 0, eps)
+            points.append(z if bounds is None else z.clamp(*bounds))
+    return points[1:]
+
+
+def _worse_noise(
+    noise: Tensor, loss: Callable[[Tensor], Tensor], eps: float, steps: int
+) -> Tensor:
+    """Noise ``(n, samples, ...)``, each copy moved by at most about eps up its own loss."""
+    each = tuple(range(2, noise.ndim))
+    mean, rms = noise.mean(each, keepdim=True), noise.square().mean(each, keepdim=True).sqrt()
+    now = noise
+    for _ in range(steps):
+        way = now + 2 * eps / steps * _uphill(loss, now, 2) - noise
+        now = noise + way.flatten(0, 1).renorm(2, 0, eps).view_as(noise)
+        now = (now - now.mean(each, keepdim=True)) / now.square().mean(each, keepdim=True).sqrt()
+        now = mean + rms * now
+    return now
+
+
+def _uphill(loss: Callable[[Tensor], Tensor], z: Tensor, lead: int) -> Tensor:
+    """The gradient of the summed loss, of length 1 for each index of the leading dimensions."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(z).sum(), z)
+    size = gradient.flatten(lead).norm(dim=lead)
+    return gradient / (size.view(*size.shape, *[1] * (z.ndim - lead)) + 1e-8)
 
 
 def _noise(x: Tensor, samples: int, sigma: float, generator: torch.Generator) -> Tensor:
@@ -470,7 +560,7 @@ def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y.long())
 
 
-def _negative_log(log_p: Tensor, y: Tensor) -> Tensor:
+def _negative_log(log_p: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
     """:func:`_cross_entropy` from log-probabilities ``(n, K)``."""
     labels_are_classes(log_p, LABELS("y", y))
-    return F.nll_loss(log_p, y.long())
+    return F.nll_loss(log_p, y.long(), reduction=reduction)
