@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import torch
-from scipy.stats import beta, binom, norm
+from scipy.stats import beta, binom, hypergeom, norm
 
 from trustml_helpers import bounds
 
@@ -138,6 +138,50 @@ def by_group(summary):
     )
 
 
+# --- other noise ----------------------------------------------------------------------------------
+
+
+def ablated(p_a, d, k, *, more=0, less=1.0, level=0.5, back=False):
+    rho = 0
+    while rho < d - k:
+        hidden = (1 - (rho + 1) / d) ** k if back else math.comb(d - rho - 1, k) / math.comb(d, k)
+        if p_a - less * (1 - hidden) <= level:
+            break
+        rho += 1
+    return rho + more
+
+
+def ablated_by_factors(p_a, d, k):
+    hidden, rho = 1.0, 0
+    while hidden * (d - k - rho) / (d - rho) > 1.5 - p_a:
+        hidden *= (d - k - rho) / (d - rho)
+        rho += 1
+    return np.int64(rho)
+
+
+def l1(p_a, sigma, *, wide=3**0.5, narrow=2**0.5, factor=2, above=0.5, sign=-1, log=2):
+    uniform = factor * wide * sigma * (p_a - above)
+    return uniform, sign * sigma / narrow * math.log(log * (1 - p_a))
+
+
+def l1_arrays(p_a, sigma):
+    left = torch.tensor(2 - 2 * p_a, dtype=torch.float64)
+    return [np.sqrt(3) * sigma * (2 * np.float64(p_a) - 1), -sigma / 2**0.5 * left.log()]
+
+
+def defended(m, suffix, swaps, k, copies, *, more=0, back=False, tie=0.0):
+    law = binom(swaps, suffix / m) if back else hypergeom(m, suffix, swaps)
+    return binom.sf(math.ceil(copies / 2 + tie) - 1, copies, law.sf(k - 1 + more))
+
+
+def defended_by_sums(m, suffix, swaps, k, copies):
+    ways = [math.comb(suffix, i) * math.comb(m - suffix, swaps - i)
+            for i in range(k, min(suffix, swaps) + 1)]  # fmt: skip
+    one = sum(ways) / math.comb(m, swaps)
+    return sum(math.comb(copies, t) * one**t * (1 - one) ** (copies - t)
+               for t in range(copies + 1) if 2 * t >= copies)  # fmt: skip
+
+
 def with_options(function, **options):
     return lambda *given: function(*given, **options)
 
@@ -149,6 +193,9 @@ RIGHT = {
     "consistency_loss": [consistency, consistency_loop],
     "paired_gain": [paired, paired_torch],
     "group_votes": [group_votes, group_votes_loop],
+    "ablation_radius": [ablated, ablated_by_factors],
+    "l1_radii": [l1, l1_arrays],
+    "defence_success": [defended, defended_by_sums],
 }
 WRONG = {
     "ladder": {
@@ -187,6 +234,31 @@ WRONG = {
         "shares, not votes": lambda counts, group: group_votes(counts, group) / counts.sum(),
         "the mean of the classes": by_group(lambda votes: votes.double().mean()),
         "returns shape": lambda counts, group: counts,
+    },
+    "ablation_radius": {
+        "one too many": with_options(ablated, more=1),
+        "1/2 is missing": with_options(ablated, level=0.0),
+        "takes the change off twice": with_options(ablated, less=2.0),
+        "k are kept": lambda p_a, d, k: ablated(p_a, d, d - k),
+        "puts the pixels back": with_options(ablated, back=True),
+    },
+    "l1_radii": {
+        "L is sqrt(3) sigma": with_options(l1, wide=1.0),
+        "the cube is 2 L wide": with_options(l1, factor=1),
+        "not p_a itself": with_options(l1, above=0.0),
+        "uniform noise first": lambda *given: l1(*given)[::-1],
+        "b is sigma / sqrt(2)": with_options(l1, narrow=1.0),
+        "the wrong sign": with_options(l1, sign=1),
+        "the factor 2 in the logarithm": with_options(l1, log=1),
+        "expected (uniform, laplace)": lambda *given: l1(*given)[0],
+    },
+    "defence_success": {
+        "exactly k of its characters": with_options(defended, more=1),
+        "without repeats": with_options(defended, back=True),
+        "a tie counts for the attack": with_options(defended, tie=0.5),
+        "the attack succeeds": lambda *given: 1 - defended(*given),
+        "one copy alone": lambda m, suffix, swaps, k, copies: hypergeom.sf(
+            k - 1, m, suffix, swaps),
     },
     "paired_gain": {
         "take the deviation of the differences": unpaired,

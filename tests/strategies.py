@@ -23,7 +23,7 @@ from torch import nn
 import trustml_helpers
 from trustml_helpers import bounds, data, models, objectives, sequential, theory, widgets
 from trustml_helpers._support.arguments import DECLARED
-from trustml_helpers.smoothing import Execution, SmoothedClassifier
+from trustml_helpers.smoothing import Execution, Laplace, SmoothedClassifier
 
 PACKAGE = "trustml_helpers"
 MODULES = [
@@ -387,11 +387,16 @@ CALLS = {
     "models.build": plain(architecture="SmallCNN"),
     "models.predict": plain(model=Flat, images=X),
     "objectives.adversarial": plain(attack=same),
+    "objectives.cat_rs": learned(
+        sigma=0.5, teacher=lambda: lambda x: x.new_full((len(x), 3), 1 / 3)),
     "objectives.consistency": learned(sigma=0.5, lam=1),
     "objectives.denoising": learned(sigma=0.5),
     "objectives.gaussian": learned(sigma=0.5),
     "objectives.macer": learned(sigma=0.5, lam=1),
     "objectives.mixed": plain(attack=same),
+    "objectives.noisy": learned(noise=lambda: Laplace(0.5)),
+    "objectives.reweighted": learned(
+        objective=lambda: objectives.standard, weights=lambda: lambda x, y: torch.ones(len(x))),
     "objectives.smoothadv": learned(sigma=0.5, eps=0.5),
     "objectives.smoothmix": learned(sigma=0.5),
     "objectives.stability": learned(sigma=0.5),
@@ -427,6 +432,8 @@ CALLS = {
     "smoothing.execution.prepare": plain(smoothed=smoothed, execution=Execution(8), image=X[:1]),
     "smoothing.execution.search": plain(smoothed=smoothed, image=X[:1], batch_size=8,
                                         layout="contiguous"),
+    "smoothing.noise.Noise.needed": plain(self=lambda: Laplace(0.5), radius=0.3),
+    "smoothing.noise.Noise.radius": plain(self=lambda: Laplace(0.5), p_a=0.9, p_b=0.05),
     "smoothing.votes.abstention_probability": plain(p_a=0.9, n=20, alpha=0.1),
     "smoothing.votes.decide": plain(**votes),
     "smoothing.votes.radii": plain(**votes, top=torch.tensor([1]), n=100, sigma=0.5),

@@ -36,7 +36,7 @@ from trustml_helpers import (
     training,
     widgets,
 )
-from trustml_helpers.smoothing import SmoothedClassifier
+from trustml_helpers.smoothing import Ablation, Laplace, SmoothedClassifier, Uniform
 
 pytestmark = [
     pytest.mark.slow,  # hundreds of examples of each kind
@@ -239,9 +239,9 @@ LOSING = odd.LOGITS[1:3]  # logits that are no votes
 
 
 @settings(max_examples=50)
-@given(x=odd.pictures(), model=odd.networks(), sigma=st.sampled_from([1e-6, 0.5, 1e6]),
-       n0=st.sampled_from([1, 3]), n=st.sampled_from([9, 40]),
-       bound=st.sampled_from(["one_class", "two_class"]),
+@given(x=odd.pictures(), model=odd.networks(), n0=st.sampled_from([1, 3]),
+       sigma=st.sampled_from([1e-6, 0.5, 1e6, Uniform(0.5), Laplace(0.5)]),
+       n=st.sampled_from([9, 40]), bound=st.sampled_from(["one_class", "two_class"]),
        batch_size=st.sampled_from([None, 1, 7]))  # fmt: skip
 def test_certify(x, model, sigma, n0, n, bound, batch_size):
     was, g = model.training, SmoothedClassifier(model, sigma, 3)
@@ -252,6 +252,26 @@ def test_certify(x, model, sigma, n0, n, bound, batch_size):
     assert (found.radius > 0).equal(found.prediction >= 0)
     if x.dtype != torch.half:  # in which noise and logits overflow
         assert (found.counts.sum(1) == (0 if model.spoil in LOSING else n)).all()
+
+
+@settings(max_examples=40)
+@given(x=odd.pictures(), model=odd.networks(), all_kept=st.booleans(), n=st.sampled_from([9, 40]),
+       bound=st.sampled_from(["one_class", "two_class"]),
+       batch_size=st.sampled_from([None, 1, 7]))  # fmt: skip
+def test_certify_by_ablation(x, model, all_kept, n, bound, batch_size):
+    """A radius of no pixels is a certificate, too."""
+    assume(x.ndim > 2)
+    pixels = math.prod(x.shape[2:])
+    g = SmoothedClassifier(model, Ablation(pixels if all_kept else 1, pixels), 3)
+    found = g.certify(x, 2, n, 0.1, bound, batch_size=batch_size)
+    assert ((found.radius >= 0) & (found.radius <= (pixels - 1) / 2)).all()
+    assert (found.radius == found.radius.round()).all()
+    assert (found.prediction[(found.radius > 0) | (found.p_a > 0.5)] >= 0).all()
+    assert (found.counts.sum(1) == (0 if model.spoil in LOSING else n)).all() or (
+        x.dtype == torch.half)  # fmt: skip
+    some = g.certify_anytime(x, 0.5, 0.1, 60, n0=1, batch_size=batch_size)
+    assert (some.prediction[some.radius > 0] >= 0).all()
+    assert (g.predict(x, n, 0.1) >= -1).all()
 
 
 @settings(max_examples=30)
@@ -376,6 +396,8 @@ OBJECTIVES = {
         0.5, weight, samples=count, steps=count, **own),
     "cat_rs": lambda weight, count, **own: objectives.cat_rs(
         0.5, lambda x: torch.full((len(x), 3), 1 / 3), weight, samples=count, steps=count, **own),
+    "reweighted": lambda weight, count, **own: objectives.reweighted(
+        objectives.standard, lambda x, y: weight * (y >= 0), **own),
     "trades": lambda weight, count, **own: objectives.trades(0.1, weight, steps=count, **own),
     "mixed": lambda weight, count, **own: objectives.mixed(odd.ATTACKS["nothing"], count / 4),
     "standard": lambda weight, count, **own: objectives.standard,

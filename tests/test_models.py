@@ -44,7 +44,9 @@ def test_weights_of_eight_and_sixteen_bits(tmp_path):
         assert ((a - b).abs() <= slack).all()
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("LeNet", 431_080), ("SmallCNN", 166_406)])
+@pytest.mark.parametrize(("name", "parameters"), [
+    ("LeNet", 431_080), ("SmallCNN", 166_406), ("AblationCNN", 858_634),
+])  # fmt: skip
 def test_architectures(name, parameters):
     model = models.build(name)
     assert sum(p.numel() for p in model.parameters()) == parameters

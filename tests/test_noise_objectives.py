@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy, norm
 
-from trustml_helpers import attacks, models, objectives
+from trustml_helpers import attacks, models, objectives, smoothing
 
 SIGMA = 0.7
 X = torch.rand(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -59,6 +59,19 @@ ALL = {
 def teacher(x):
     """Any probabilities, of as many classes as the networks here have; one of them is 0."""
     return torch.eye(10 if x.ndim == 4 else 3, dtype=x.dtype)[0].expand(len(x), -1)
+
+
+def test_noisy_by_hand_and_fresh():
+    """With Gaussian noise it is the loss under Gaussian noise; with another, that of its copies."""
+    found = objectives.noisy(smoothing.Gaussian(SIGMA), generator=seeded())(network, X, Y)
+    expected = objectives.gaussian(SIGMA, generator=seeded())(network, X, Y)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    uniform, own = smoothing.Uniform(SIGMA), seeded(1)
+    z = network(uniform(X, seeded(1))).numpy()
+    objective = objectives.noisy(uniform, generator=own)
+    first, second = objective(network, X, Y).item(), objective(network, X, Y).item()
+    assert first == pytest.approx(np.mean([cross_entropy(z[i], Y[i]) for i in range(5)]), rel=1e-6)
+    assert second != first
 
 
 def test_stability_by_hand():

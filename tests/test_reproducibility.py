@@ -23,7 +23,7 @@ from trustml_helpers import (
     sequential,
     training,
 )
-from trustml_helpers.smoothing import SmoothedClassifier
+from trustml_helpers.smoothing import Ablation, Laplace, SmoothedClassifier
 
 X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -116,6 +116,9 @@ CASES = {
     "robustness.diagnose": lambda seed: str(
         robustness.diagnose(network(), BATCH, network()(BATCH).argmax(1), 0.05, steps=2, queries=5,
                             generator=seeded(seed))),
+    "smoothing.Noise.copies": lambda seed: [
+        each.clone() for noise in (Laplace(0.5), Ablation(5, 64))
+        for _, each in noise.copies(X, 9, 4, seeded(seed))],
     "smoothing.SmoothedClassifier.sample_under_noise": voted("sample_under_noise", 200),
     "smoothing.SmoothedClassifier.predict": voted("predict", 12, 0.1),
     "smoothing.SmoothedClassifier.certify": voted("certify", 20, 200, 0.01),
@@ -125,6 +128,7 @@ CASES = {
     "objectives.denoising": lambda seed: [objectives.denoising(0.5, generator=seeded(seed))(
         lambda noisy, sigma: noisy, X, Y)],
     "objectives.gaussian": learned(objectives.gaussian, 0.5),
+    "objectives.noisy": learned(objectives.noisy, Laplace(0.5)),
     "objectives.stability": learned(objectives.stability, 0.5),
     "objectives.consistency": learned(objectives.consistency, 0.5, 2.0),
     "objectives.smoothadv": learned(objectives.smoothadv, 0.5, 0.5, samples=2, steps=2),
@@ -132,6 +136,9 @@ CASES = {
     "objectives.smoothmix": learned(objectives.smoothmix, 0.5, samples=2, steps=2),
     "objectives.cat_rs": learned(
         objectives.cat_rs, 0.5, lambda x: x.new_full((len(x), 3), 1 / 3), samples=2, steps=2
+    ),
+    "objectives.reweighted": learned(
+        objectives.reweighted, objectives.standard, lambda x, y: torch.ones(len(x))
     ),
     "objectives.trades": learned(objectives.trades, 0.1, steps=2),
     "training.fit": fitted,

@@ -173,6 +173,39 @@ def trades(
     return objective
 
 
+@declared(
+    objective=function("(model, x, y) -> loss"), weights=function("(x, y) -> weights (n,)"),
+    generator=_OWN,
+)  # fmt: skip
+def reweighted(
+    objective: Objective, weights: Callable[[Tensor, Tensor], Tensor], *,
+    generator: torch.Generator,
+) -> Objective:  # fmt: skip
+    """Another objective on a minibatch drawn anew, with replacement, by the weight of each example.
+
+    Args:
+        objective: ``(model, x, y) -> loss``.
+        weights: ``(x, y) -> (n,)``, at least 0; what weighs 0 is discarded, unless all do.
+        generator: of the draw.
+
+    Source: Sun et al. (2025), "Average certified radius is a poor metric for randomized
+    smoothing", section 5: weights by how certain a network already is.
+
+    >>> objective = reweighted(standard, lambda x, y: y.float(), generator=torch.Generator())
+    >>> objective(lambda x: x, torch.tensor([[9.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]))
+    tensor(0.6931)
+    """
+
+    @_called
+    def drawn(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        chances = weights(x, y).double()
+        chances = torch.where(chances.any(), chances, torch.ones_like(chances))
+        which = torch.multinomial(chances, len(x), replacement=True, generator=generator)
+        return objective(model, x[which], y[which])
+
+    return drawn
+
+
 # --- under noise ----------------------------------------------------------------------------------
 
 
@@ -191,6 +224,30 @@ def gaussian(sigma: float, *, generator: torch.Generator) -> Objective:
     tensor(2.3026)
     """
     return consistency(sigma, 0.0, 0.0, samples=1, generator=generator)
+
+
+@declared(noise=function("(x, generator) -> noisy copies"), generator=_OWN)
+def noisy(
+    noise: Callable[[Tensor, torch.Generator], Tensor], *, generator: torch.Generator
+) -> Objective:
+    """Mean cross-entropy on one fresh noisy copy of each image, under noise of any kind.
+
+    Args:
+        noise: ``(x, generator) -> copies``, such as ``smoothing.Ablation(45)``.
+        generator: source of the noise; drawn from at every call.
+
+    Source: Cohen et al. (2019), section 3.3; for ablation Levine & Feizi (2020), section 4.
+
+    >>> objective = noisy(lambda x, generator: 2 * x, generator=torch.Generator())
+    >>> objective(lambda x: x, torch.eye(2), torch.tensor([0, 1]))
+    tensor(0.1269)
+    """
+
+    @_called
+    def objective(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        return standard(model, noise(x, generator), y)
+
+    return objective
 
 
 @declared(sigma=_NOISE, lam=_WEIGHT, generator=_OWN)
@@ -512,9 +569,7 @@ def _climb(
     return points[1:]
 
 
-def _worse_noise(
-    noise: Tensor, loss: Callable[[Tensor], Tensor], eps: float, steps: int
-) -> Tensor:
+def _worse_noise(noise: Tensor, loss: Callable[[Tensor], Tensor], eps: float, steps: int) -> Tensor:
     """Noise ``(n, samples, ...)``, each copy moved by at most about eps up its own loss."""
     each = tuple(range(2, noise.ndim))
     mean, rms = noise.mean(each, keepdim=True), noise.square().mean(each, keepdim=True).sqrt()

@@ -211,7 +211,8 @@ def test_every_image_gets_noise_of_its_own(tmp_path):
 
 RESULTS = data.data_folder() / "results"
 PHOTOS = sorted((RESULTS / "photos").glob("*.tsv"))
-STORED = sorted(set(RESULTS.rglob("*.tsv")) - set(PHOTOS))
+ABLATED = sorted((RESULTS / "ablation").glob("*.tsv"))
+STORED = sorted(set(RESULTS.rglob("*.tsv")) - {*PHOTOS, *ABLATED})
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +257,27 @@ def test_stored_logs_follow_from_their_counts_and_their_network(path, labels_of)
     labels = labels_of(path)[log["idx"].tolist()].numpy()
     assert (log["label"] == labels).all()
     assert (log["correct"] == (log["predict"] == labels)).all()
+
+
+@pytest.mark.parametrize("path", ABLATED, ids=[path.stem for path in ABLATED])
+def test_the_ablated_log_follows_from_its_counts_and_its_network(path):
+    log, about = certification.read_log(path), json.loads(path.with_suffix(".json").read_text())
+    noise = smoothing.noise_from(about)
+    assert (noise, about["norm"]) == (smoothing.Ablation(45), "l0")
+    network = models.load(path.stem)
+    assert certification.fingerprint(network) == about["model_sha256"]
+    assert smoothing.noise_from(network.card) == noise
+    assert len(log) == 500
+    counts = certification.vote_counts(log)
+    assert (counts.sum(axis=1) == about["n"]).all()
+    assert certification.rebound(log, noise, about["n"], about["alpha"]).equals(log)
+    sure = log["predict"] >= 0
+    k = counts[np.arange(500), log["predict"].clip(lower=0)]
+    lower = bounds.lower_conf_bound(k, about["n"], about["alpha"])
+    assert ((lower > 0.5) == sure)[sure].all()
+    assert (log["radius"][sure] == noise.radius(lower[sure])).all()
+    assert ((log["radius"] == 0) & sure).any()  # no pixel may change: no abstention
+    assert certification.audit_log(log, noise, alpha=about["alpha"], n=about["n"]).passed
 
 
 @pytest.mark.parametrize("path", PHOTOS, ids=[path.stem for path in PHOTOS])
@@ -869,6 +891,60 @@ def test_the_settings_name_the_origin_of_all_rows(case, tmp_path):
     moved = certify(4, origin={"data": "moved"})["origin"]
     assert moved == origin(4) | {"data": "moved"}
     assert certify(4)["origin"] == moved
+
+
+NOISES = [smoothing.Gaussian(0.25), smoothing.Uniform(0.25), smoothing.Laplace(0.25)]
+
+
+@pytest.mark.parametrize("noise", NOISES, ids=str)
+def test_a_log_belongs_to_its_noise(case, tmp_path, noise):
+    """Others of the same sigma are refused, by name; where none is named, it was Gaussian."""
+    path, (_, images, labels) = tmp_path / "log.tsv", case
+    beside = path.with_suffix(".json")
+    smoothed = SmoothedClassifier(halfspace, noise, 2)
+    certification.certify_dataset(smoothed, images, labels, path, indices=[0, 1], **SETTINGS)
+    about = json.loads(beside.read_text())
+    assert {key: about[key] for key in noise.settings} == noise.settings
+    for other in NOISES:
+        if other != noise:
+            with pytest.raises(LogError, match="noise"):
+                certification.certify_dataset(SmoothedClassifier(halfspace, other, 2), images,
+                                              labels, path, **SETTINGS)  # fmt: skip
+    beside.write_text(json.dumps({k: v for k, v in about.items() if k not in ("noise", "norm")}))
+    if noise == NOISES[0]:
+        table = certification.certify_dataset(smoothed, images, labels, path, **SETTINGS)
+        assert len(table) == 8
+        expected = certification.read_log(path, "one_class")["radius"]
+        assert np.array_equal(expected, table["radius"])
+    else:
+        with pytest.raises(LogError, match="noise"):
+            certification.certify_dataset(smoothed, images, labels, path, **SETTINGS)
+
+
+def test_a_radius_of_no_pixels_in_a_log(tmp_path):
+    """p_A just above 1/2 is a class that no pixel may change; the log, its reading and its audit
+    tell it from an abstention."""
+
+    def f(x):  # class 1 where the first of five pixels is seen, or the second is bright
+        one = (x[:, :2, 0, 0].sum(1) > 0) | (x[:, 0, 0, 1] > 0)
+        return torch.stack([~one, one], 1).float()
+
+    noise = smoothing.Ablation(2, 5)
+    images, path = torch.zeros(3, 1, 1, 5), tmp_path / "log.tsv"
+    images[1, 0, 0, 1] = 1.0  # 7 of 10 masks show one of two pixels, else 4 of 10
+    smoothed = SmoothedClassifier(f, noise, 2)
+    settings = SETTINGS | {"n": 2000, "n0": 200}
+    log = certification.certify_dataset(smoothed, images, torch.tensor([0, 1, 1]), path, **settings)
+    assert log["predict"].tolist() == [0, 1, 0]
+    assert log["radius"].tolist() == [0, 0, 0]
+    assert log["correct"].tolist() == [1, 1, 0]
+    assert certification.certified_accuracy(log, [0, 1]).tolist() == [2 / 3, 0]
+    assert certification.average_certified_radius(log)[0] == 0
+    assert certification.read_log(path, "one_class").equals(log)
+    assert certification.rebound(log, noise, 2000, 1e-300)["predict"].tolist() == [-1] * 3
+    assert certification.audit_log(log, noise, alpha=0.01, n=2000).passed
+    false = log.assign(predict=[1, 1, 0], correct=[0, 1, 0])  # 40 % of the votes make no class
+    assert certification.audit_log(false, noise, alpha=0.01, n=2000).inconsistent == (0,)
 
 
 def test_a_picture_that_changed_is_noticed(case, tmp_path):

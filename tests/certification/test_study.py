@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -254,3 +255,27 @@ def test_a_published_curve_falls_off_a_cliff_and_not_down_a_line():
              for s, log in rows.groupby("sigma")}  # fmt: skip
     assert curve[0.25] == pytest.approx([0.494, 0.375, 0.316, 0.267, 0.0], abs=5.1e-4)
     assert curve[0.25][1] > curve[1.0][1]  # a line would be below from 0.63 on
+
+
+def test_the_tables_of_the_study_hold_what_its_logs_say():
+    """Every table of the README comes from the logs, the cards and the published figures."""
+    home = data_folder() / "results" / "mnist_study"
+    script = runpy.run_path(str(home / "tables.py"))
+    text = (home / "README.md").read_text(encoding="utf-8")
+    made = script["tables"]()
+    assert text.count("<!-- table: ") == len(made) > 5
+    assert all(table.count("\n") >= 2 for table in made.values())
+    for name, table in made.items():
+        assert f"<!-- table: {name} -->\n\n{table}\n\n<!-- end -->" in text, name
+
+
+def test_the_published_radii_image_by_image_give_the_published_averages():
+    theirs = pd.read_csv(data_folder() / "published" / "mnist_every_20th.csv.gz")
+    assert theirs.groupby(["method", "sigma"]).idx.agg(list).map(set).map(
+        set(range(0, 10_000, 20)).__eq__
+    ).all()  # fmt: skip
+    table = pd.read_csv(data_folder() / "published" / "mnist_acr.csv").dropna()
+    expected = table.set_index(["method", "sigma"]).acr_every_20th
+    found = theirs.groupby(["method", "sigma"]).radius.mean()
+    assert len(found) == len(expected) == 21
+    assert (found - expected).abs().max() < 1e-4

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import torch
 import typer
 from PIL import Image
+from safetensors import safe_open
 
 from trustml_helpers import (
     attacks,
@@ -71,6 +73,24 @@ def test_train_writes_a_checkpoint_that_loads(trustml, tmp_path):
     assert card["test_accuracy"]["clean"] == pytest.approx(
         robustness.accuracy(model, *test), abs=1e-4
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bits", "dtype"), [(8, torch.int8), (16, torch.float16),
+                                             (32, torch.float32)])  # fmt: skip
+def test_what_is_measured_is_what_is_stored(trustml, tmp_path, monkeypatch, bits, dtype):
+    """Also where weights are stored in few bits; and the command in the card says so."""
+    tested = []
+    monkeypatch.setattr(train, "_tested", lambda model, *rest: tested.append(model) or {})
+    code, _, err = trustml(f"train tiny {TINY} --bits {bits} --out {tmp_path}")
+    assert code == 0, err
+    path = tmp_path / "tiny.safetensors"
+    assert (f"--bits {bits}" in models.card(path)["command"]) == (bits != 16)
+    with safe_open(str(path), framework="pt") as file:
+        assert file.get_tensor("5.weight").dtype == dtype
+    stored = models.load(path).state_dict()
+    assert all(torch.equal(stored[k], v) for k, v in tested[0].state_dict().items())
+    assert "bits=12: expected one of 32, 16, 8" in trustml(f"train b {TINY} --bits 12")[2]
 
 
 @pytest.mark.slow
@@ -306,8 +326,30 @@ def test_the_noise_of_a_card_has_standard_deviation_sigma():
         return torch.stack([-above, above], 1)
 
     black = torch.zeros(5, 1, 28, 28), torch.ones(5, dtype=torch.long)
-    assert train._tested(noisy, black, 0, 0.5) == {"clean": 0, "noise 0.5": 1}
-    assert train._tested(noisy, black, 0, 0.25) == {"clean": 0, "noise 0.25": 0}
+    for sigma, right in ((0.5, 1), (0.25, 0)):
+        plan = replace(RECIPES["gaussian"], sigma=sigma)
+        assert train._tested(noisy, black, 0, plan) == {"clean": 0, f"noise {sigma}": right}
+
+
+@pytest.mark.slow
+def test_train_under_ablation(trustml, tmp_path):
+    """The card names the noise; validation and test see one ablated copy of each image."""
+    code, _, err = trustml(f"train few --recipe ablation {SMALL} --out {tmp_path}")
+    assert code == 0, err
+    network = models.load(tmp_path / "few.safetensors")
+    card, x = network.card, data.load_mnist("test")[0][:300]
+    assert smoothing.noise_from(card) == smoothing.Ablation(45)
+    copies = smoothing.Ablation(45)(x, keyed_generator(0, 0))
+    expected = robustness.accuracy(network, copies, data.load_mnist("test")[1][:300])
+    assert list(card["test_accuracy"]) == ["clean", "Ablation(keep=45, pixels=784)"]
+    assert card["test_accuracy"]["Ablation(keep=45, pixels=784)"] == pytest.approx(
+        expected, abs=1e-4
+    )
+    assert 0 <= card["validation_accuracy"] <= 1
+    asked, few = dict.fromkeys(("noise", "sigma", "keep")), tmp_path / "few.safetensors"
+    g, _ = certify._smoothed(str(few), asked, inputs.images("mnist", "test", None, 1, 5), None,
+                             None, torch.device("cpu"))  # fmt: skip
+    assert g.noise == smoothing.Ablation(45)
 
 
 @pytest.mark.parametrize(("recipe", "lr"), [("course_gaussian", 0.1), ("trades", 0.003)])
@@ -635,7 +677,10 @@ def test_a_folder_is_no_output(trustml, tmp_path, line):
 @pytest.mark.parametrize(("settings", "message"), [
     ("null", "(expected names and values"), ("{", "(Expecting property name"),
     ('{"architecture": "LeNet", "sigma": 0.5}', "('n')"),
-    ('{"sigma": [1], "n": 100, "alpha": 0.01}', "(float() argument must be"),
+    ('{"n": 100, "alpha": 0.01}', "(sigma: gaussian noise needs it"),
+    ('{"sigma": [1], "n": 100, "alpha": 0.01}', "(sigma=[1]: expected a finite number"),
+    ('{"noise": "salt", "sigma": 1, "n": 100, "alpha": 0.01}', "(noise='salt': expected one of"),
+    ('{"noise": "ablation", "sigma": 1, "n": 100, "alpha": 0.01}', "(keep: ablation noise needs"),
 ])  # fmt: skip
 def test_audit_refuses_the_json_of_something_else(trustml, tmp_path, settings, message):
     rows = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t7\t7\t0.5\t1\t1\n"
@@ -916,6 +961,97 @@ def test_audit_of_two_class_radii(trustml, own):
     code, out, err = trustml("audit two.tsv")
     assert code == 0, err
     assert "impossible under alpha 0.001, n 1,000: none" in out
+
+
+@pytest.mark.parametrize(
+    ("noise", "norm"), [("gaussian", "l2"), ("uniform", "l1"), ("laplace", "l1")]
+)
+def test_added_noise_of_any_kind(trustml, own, noise, norm):
+    """The log is the package's; log, audit and plot name noise and norm."""
+    about = f"own_nets:build --data own.npz --noise {noise} --sigma 1/4"
+    code, out, err = trustml(f"certify {about} log.tsv --n0 10 --n 100 --batch-size 64")
+    assert code == 0, err
+    kind = smoothing.NOISES[noise](0.25)
+    assert f"{kind}, radii in {norm}" in out
+    settings = json.loads(Path("log.json").read_text())
+    assert (settings["noise"], settings["norm"], settings["sigma"]) == (noise, norm, 0.25)
+    g = smoothing.SmoothedClassifier(certify.inputs.network("own_nets:build"), kind, 3)
+    x, y = certify.inputs.images("own.npz", "test", None, 1, None)[:2]
+    mine = certification.certify_dataset(g, x, y, "mine.tsv", n0=10, n=100, alpha=0.001,
+                                         batch_size=64, progress=False)  # fmt: skip
+    found = certification.read_log("log.tsv")
+    assert found.drop(columns="time").equals(mine.drop(columns="time"))
+    code, out, _ = trustml("audit log.tsv")
+    assert code == 0
+    assert f"{kind}, radii in {norm}" in out
+    code, out, _ = trustml("plot log.tsv --output log.png")
+    assert code == 0
+    assert f"radii in {norm}" in out
+    assert trustml(f"predict {about} --n 100")[0] == 0
+    table = Path("log.tsv").read_text()
+    Path("log.tsv").write_text(table.replace(f"{found['radius'].max():.6f}", "9.000000"))
+    assert trustml("audit log.tsv")[0] == 1
+
+
+def test_ablation_of_ones_own_network(trustml, own):
+    """A network that takes ablated images only; five of six pictures are bright somewhere."""
+    Path("seen.py").write_text(
+        "import torch\n"
+        "def build():\n"
+        "    def f(x):\n"
+        "        assert x.shape[1:] == (2, 8, 8)\n"
+        "        bright = x[:, 0].flatten(1).sum(1)\n"
+        "        return torch.stack([0.01 - bright, bright], 1)\n"
+        "    return f\n"
+    )
+    about = "seen:build --data own.npz --noise ablation --keep 5"
+    code, out, err = trustml(f"certify {about} log.tsv --n0 10 --n 1000")
+    assert code == 0, err
+    assert "Ablation(keep=5, pixels=64), radii in l0" in out
+    assert re.search(r"images +r=0 +r=1 +r=2 ", out)
+    found = certification.read_log("log.tsv")
+    most = smoothing.Ablation(5, 64).radius(0.001 ** (1 / 1000))
+    assert found["radius"].tolist() == [most] * 6
+    assert found["predict"].tolist() == [0, 1, 1, 1, 1, 1]
+    code, out, err = trustml("audit log.tsv")
+    assert code == 0, err
+    more = Path("log.tsv").read_text().replace(f"{most:.6f}", f"{most + 1:.6f}", 1)
+    Path("log.tsv").write_text(more)
+    code, out, _ = trustml("audit log.tsv")
+    assert code == 1
+    assert "impossible under alpha 0.001, n 1,000: 1 (idx 0)" in out
+    assert "inconsistent: 1 (idx 0)" in out
+    assert trustml(f"predict {about} --n 100")[0] == 0
+    assert trustml("plot log.tsv --output log.png")[0] == 0
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ("--noise salt", "noise='salt': expected one of gaussian, uniform, laplace, ablation"),
+    ("--noise ablation", "keep: own_nets:build was not trained with a known noise; pass --keep"),
+    ("--noise uniform", "sigma: own_nets:build was not trained with a known noise; pass --sigma"),
+    ("--noise laplace --sigma 1 --keep 3", "keep=3: laplace noise has none; pass another --noise"),
+    ("--noise ablation --keep 3 --sigma 1", "sigma=1: ablation noise has none"),
+    ("--keep 3", "keep=3: gaussian noise has none"),
+    ("--noise ablation --keep 65", "keep=65: expected at most pixels=64"),
+    ("--noise ablation --keep 3 --denoiser own_nets:bright", "takes a sigma, which Ablation(keep"),
+])  # fmt: skip
+def test_noise_that_cannot_be(trustml, own, words, message):
+    for command in ("predict", "certify"):
+        log = "log.tsv" if command == "certify" else ""
+        code, _, err = trustml(f"{command} own_nets:build {log} --data own.npz {words}")
+        assert code == 2
+        assert message in err
+    assert not Path("log.tsv").exists()
+
+
+def test_logs_of_different_norms_are_not_drawn_together(trustml, own):
+    for noise in ("gaussian", "uniform"):
+        line = f"certify own_nets:build {noise}.tsv --data own.npz --noise {noise} --sigma 0.25"
+        assert trustml(f"{line} --n0 10 --n 100")[0] == 0
+    code, _, err = trustml("plot gaussian.tsv uniform.tsv --output both.png")
+    assert code == 2
+    assert "no common axis (gaussian in l2, uniform in l1); draw each norm by itself" in err
+    assert not Path("both.png").exists()
 
 
 def test_groups_of_classes(trustml, own):

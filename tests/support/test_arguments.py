@@ -36,7 +36,7 @@ from trustml_helpers._support.arguments import (
     whole,
     wholes,
 )
-from trustml_helpers.smoothing import Execution
+from trustml_helpers.smoothing import Ablation, Execution, SmoothedClassifier
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*training mode")
 
@@ -112,7 +112,8 @@ DATA = torch.zeros(2, 3)
 BY_HAND = [
     ([0, 1, -0.1, 1.1, NAN], [1e-9, 0.999], "alpha top"),
     ([[0.5, 1], [0.0], [], 0.5], [[1e-4, 0.5]], "alphas"),
-    ([-0.1, 1.1, NAN], [0.6], "clean_share momentum p p_a p_a_lower p_b_upper share warm window"),
+    ([-0.1, 1.1, NAN], [0.6],
+     "clean_share momentum p p_a p_a_lower p_b p_b_upper share warm window"),
     ([0, 1, [0.6, 0.5], [0.5, 0.5], [], NAN], [0.5, [0.5, 0.6]], "p_null"),
     ([0, -1, NAN, INF], [1e-6, 1, 1e6], "extent gain longest peak width"),
     ([-0.1, NAN, INF, "1"], [0.5, 1], "eps eta gamma lam sigma"),
@@ -154,12 +155,14 @@ BY_HAND = [
     ([[[5, 5]], DATA, -Y[None], Y, Y[None, :1]], [Y[None]], "counts"),
     ([3, None, {"": len}, {"clean": len}, ["clean"]], [], "attacks"),
     ([3, "pgd", [len, 3]], [len], "attack"),
-    ([None, 3, "net"], [len], "base_classifier denoiser model"),
+    ([None, 3, "net"], [len], "base_classifier denoiser model objective teacher weights"),
+    ([1, -0.1, NAN], [0, 0.9, None], "average"),
     ([3, "net"], [len, None], "classifier"),
     ([None, (X, Y[:2]), (X[:0], Y[:0]), (X, Y.tolist()), (X.numpy(), Y)], [(X, Y)], "train"),
     ([0, -1, (X, Y[:2]), (X[:0], Y[:0]), (X, Y.tolist())], [], "validation"),
     ([None, nn.Identity()], [], "smoothed"),
-    ([{"x": X}, {"x": {1}}], [{}, {"eps": 0.1}], "about"),
+    ([{"x": X}, {"x": {1}}, 17, None], [{}, {"eps": 0.1}], "about"),
+    ([{"x": X}, {"x": {1}}, 17], [{}, {"data": "mnist"}, None], "origin"),
     ([Execution(0), Execution(layout="rows"), Execution(dtype="int8"), None],
      [Execution(), Execution(9, "channels_last", "bfloat16")], "execution"),
     ([[], {}, None], [[[0]], {"a": [1]}], "accuracies columns panels rows shares"),
@@ -176,9 +179,11 @@ APART = {
     "figures.lessons.rungs.printed": ([[NAN], [INF], ["a"], None], [[0.5, 0.25]]),
     "figures.lessons.rungs.ladders": ([{}, None], [{"a": [0.5]}]),
     "figures.lessons.rungs.unit": ([0, -1, NAN, INF], [0.001]),
+    "figures.smoothing.certified.norm": (["linf", "L2", 2], ["l2", "l1", "l0"]),
     "figures.general.pictures.images": ([[], None], [[[X[0]]]]),
     "smoothing.classifier.SmoothedClassifier.certify_at_radius.radius": (
         [0, -1, NAN, INF, [], [1, 1], [2, 1], [[1]]], [0.5, [0.5, 1]]),
+    "objectives.noisy.noise": ([None, 3, "net"], [len]),
     "smoothing.votes.abstention_probability.p_a": ([0.4, 1.1, NAN], [0.5, 1]),
     "smoothing.votes.samples_needed.p_a": ([0.5, 1.1, NAN], [0.6, 1]),
     "theory.halfspace_probability.distance": ([NAN, INF], [-0.1, 0, 2]),
@@ -344,6 +349,9 @@ MISFITS = {
         ({"radius": 5.0}, "radius=.*expected at most 4"),
         ({"radius": [0.1, 0.1 + 1e-17 + 2e-17]}, "radius="),
         ({"radius": 0.5, "n_max": 1}, "n_max=1: .*use at least n_max=")],
+    "smoothing.classifier._fit_the_noise": [
+        ({"self": SmoothedClassifier(same(), Ablation(2, 9), 3)},
+         r"x=.*expected images \(n, C, \.\.\.\) of 9 pixels; .*Ablation\(2, pixels=...\)")],
     "smoothing.votes._classes_and_n": [
         ({"top": torch.tensor([3])}, "top=.*one of 3 classes for each image"),
         ({"top": torch.tensor([0, 1])}, "top="), ({"n": 94}, "n=94: expected at least the votes")],
@@ -402,6 +410,7 @@ UNDECLARED = {
         "models.EfficientNetLite0.forward", "models.Denoised.forward",
         "models.Denoiser.forward", "models.Grouped.forward", "models.card",
         "models.load", "models.save", "robustness.read_attack_log",
+        "smoothing.Ablation.check", "smoothing.Noise.check", "smoothing.noise_from",
         "widgets.Explorer.set"},
     "reads a folder, whose name is all that it is given": {
         "certification.draw_study", "certification.mismatch", "certification.study_curves",
@@ -410,9 +419,11 @@ UNDECLARED = {
         "attacks.columns", "attacks.given_or_fresh", "attacks.is_fooled",
         "attacks.log_mean_softmax", "certification.fingerprint", "data.data_folder",
         "data.load_groups", "data.load_photos",
+        "models.AblationCNN.forward",
         "models.available", "models.checkpoint_folder", "robustness.progress_bar",
-        "smoothing.as_given", "training.catastrophic_overfitting",
+        "smoothing.answered", "smoothing.as_given", "training.catastrophic_overfitting",
         "widgets.Explorer.figure"},
+    "in the inner loop of votes, behind their declarations": {"smoothing.Noise.copies"},
     "in the inner loop of attacks, behind their declarations": {
         "attacks.Goal.ascend", "attacks.Goal.evaluate", "attacks.Goal.fooled",
         "attacks.Goal.logits"},

@@ -189,6 +189,29 @@ def test_best_weights_are_those_of_the_smallest_error(blobs):
     assert not kept.training
 
 
+def test_the_running_average_of_the_weights_by_hand(blobs):
+    """After each step 0.7 of the average is kept; the first is the first weights themselves."""
+    taken, sgd = [], partial(torch.optim.SGD, lr=0.05)
+
+    def watched(model, x, y):
+        taken.append(model.weight.detach().clone())
+        return objectives.standard(model, x, y)
+
+    plain, averaged = linear(), linear()
+    quiet(plain, blobs, watched, epochs=2, batch_size=100, optimizer=sgd)
+    taken = [*taken[1:], plain.weight.detach()]  # after each step
+    mean = taken[0]
+    for weight in taken[1:]:
+        mean = 0.7 * mean + 0.3 * weight
+    judged = []
+    quiet(averaged, blobs, epochs=2, batch_size=100, optimizer=sgd, average=0.7, validation=blobs,
+          attacks={"none": lambda model, x, y: judged.append(model.weight.clone()) or x},
+          )  # fmt: skip
+    assert torch.allclose(averaged.weight, mean, atol=1e-6)
+    assert not torch.allclose(averaged.weight, plain.weight, atol=1e-3)
+    assert torch.equal(judged[-1], averaged.weight)
+
+
 def test_of_equal_epochs_the_later_weights_are_kept(blobs):
     sgd = {"optimizer": partial(torch.optim.SGD, lr=0.003), "batch_size": 50}
     constant = {"attacks": {"none": lambda model, x, y: 0 * x}, "best": "error none"}
@@ -252,22 +275,22 @@ def dropping():
     return model
 
 
-def noisy_run(path, model, blobs, objective=None):
+def noisy_run(path, model, blobs, objective=None, average=None):
     """A run with everything that has a state: momentum, schedule, noise, best weights."""
     generator = torch.Generator().manual_seed(5)
     return quiet(
         model, blobs, objective or objectives.gaussian(0.5, generator=generator), epochs=5,
         batch_size=40, validation=(blobs[0][:60] + 0.5, blobs[1][:60]), best="error", seed=3,
         optimizer=partial(torch.optim.AdamW, lr=0.05), scheduler=training.triangular(0.05),
-        generators=[generator], checkpoint=path,
+        generators=[generator], checkpoint=path, average=average,
     ), generator  # fmt: skip
 
 
-@pytest.mark.parametrize("dies_at", [1, 7, 16, 29])
-def test_a_killed_run_goes_on_exactly(blobs, tmp_path, dies_at):
+@pytest.mark.parametrize(("dies_at", "average"), [(1, None), (7, 0.8), (16, None), (29, 0.8)])
+def test_a_killed_run_goes_on_exactly(blobs, tmp_path, dies_at, average):
     """Killed at any step, resumed: the same weights, the same history, to the last bit."""
     whole = dropping()
-    expected, _ = noisy_run(None, whole, blobs)
+    expected, _ = noisy_run(None, whole, blobs, average=average)
     generator = torch.Generator().manual_seed(5)
     inner, steps = objectives.gaussian(0.5, generator=generator), []
 
@@ -283,6 +306,7 @@ def test_a_killed_run_goes_on_exactly(blobs, tmp_path, dies_at):
             dropping(), blobs, dies, epochs=5, batch_size=40, best="error", seed=3, checkpoint=path,
             validation=(blobs[0][:60] + 0.5, blobs[1][:60]), generators=[generator],
             optimizer=partial(torch.optim.AdamW, lr=0.05), scheduler=training.triangular(0.05),
+            average=average,
         )  # fmt: skip
     assert path.exists() == (dies_at > 6)
     again = dropping()
@@ -290,13 +314,15 @@ def test_a_killed_run_goes_on_exactly(blobs, tmp_path, dies_at):
     if not path.exists():
         again = dropping()
     torch.manual_seed(9)  # the resumed run finds another global generator
-    log, _ = noisy_run(path, again, blobs)
+    log, _ = noisy_run(path, again, blobs, average=average)
     assert torch.equal(again.weight, whole.weight)
     assert torch.equal(again.bias, whole.bias)
     timeless = [column for column in log.columns if column != "seconds"]
     assert log[timeless].equals(expected[timeless])
     finished = dropping()
-    log, _ = noisy_run(path, finished, blobs, lambda *_: pytest.fail("trained again"))
+    log, _ = noisy_run(
+        path, finished, blobs, lambda *_: pytest.fail("trained again"), average=average
+    )
     assert torch.equal(finished.weight, whole.weight)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.stats import beta, norm
 from torch import nn
 
-from trustml_helpers import attacks, models, objectives
+from trustml_helpers import attacks, data, models, objectives
 from trustml_helpers.objectives import ByEpoch
+from trustml_helpers.smoothing import SmoothedClassifier
 from trustml_helpers.training import recipes
 
 GENERATOR = torch.Generator()
@@ -19,7 +21,8 @@ def made(monkeypatch):
 
     def ask(name, sigma, epoch=0.0):
         calls = []
-        for kind in ("gaussian", "stability", "consistency", "smoothadv", "macer", "smoothmix"):
+        for kind in ("gaussian", "stability", "consistency", "smoothadv", "macer", "smoothmix",
+                     "cat_rs"):  # fmt: skip
 
             def record(*given, _kind=kind, **named):
                 named.pop("generator")
@@ -46,7 +49,7 @@ def test_published_weights(made, name, sigma, expected):
 
 
 @pytest.mark.parametrize(("name", "lam", "eta"), [
-    ("smoothadv", 0.0, 0.0), ("smoothadv_consistency", 5.0, 0.5),
+    ("smoothadv", 0.0, 0.0), ("smoothadv_consistency", 1.0, 0.5),
 ])  # fmt: skip
 def test_smoothadv_grows_to_its_radius_over_ten_epochs(made, name, lam, eta):
     for epoch, tenths in ((0.0, 1), (0.99, 1), (1.0, 2), (8.5, 9), (9.0, 10), (50.0, 10)):
@@ -70,12 +73,57 @@ def test_smoothmix_warms_up_over_ten_epochs(made, sigma, steps):
         assert named == {"samples": 4, "steps": steps, "warm": pytest.approx(warm)}
 
 
+@pytest.mark.parametrize("sigma", [0.25, 0.5, 1.0])
+def test_cat_rs_learns_from_one_teacher_for_all_sigma(made, monkeypatch, sigma):
+    monkeypatch.setattr(recipes, "_counted_once", lambda *given: given)
+    teacher = ("mnist_lenet_gaussian_0.25", 0.25, 10_000)
+    expected = ("cat_rs", (sigma, teacher), {"samples": 4, "steps": 4})
+    assert made("cat_rs", sigma) == expected
+
+
+def test_a_teachers_votes_are_counted_once_and_the_same_in_any_order():
+    x = data.load_mnist("validation")[0][:40]
+    shares, again = (recipes._counted_once("mnist_lenet_gaussian_1.0", 1.0, 50) for _ in "ab")
+    first = shares(x)
+    network, seen = models.load("mnist_lenet_gaussian_1.0"), []
+    network.register_forward_hook(lambda m, inputs, _: seen.append(len(inputs[0])))
+    assert torch.equal(again(x.flip(0)).flip(0), first)
+    assert torch.equal(shares(x[10:30]), first[10:30])
+    expected = SmoothedClassifier(network, 1.0, 10).sample_under_noise(
+        x, 4000, torch.Generator().manual_seed(0)
+    )  # each share of 50 votes within 5 standard deviations: one in 4,000 runs would fail
+    p = expected / 4000
+    assert ((first - p).abs() <= 5 * (p * (1 - p) / 50).sqrt() + 0.02).all()
+    assert 0.5 < first.amax(1).mean() < 0.98
+
+
+def test_hard_images_are_discarded_and_the_others_drawn_by_their_radius(made, monkeypatch):
+    shares = torch.tensor([[0.4, 0.6], [0.5, 0.5], [0.9, 0.1], [1.0, 0.0]])
+    monkeypatch.setattr(recipes, "_counted_once", lambda *given: lambda x: shares)
+    weights = []
+    monkeypatch.setattr(objectives, "reweighted", lambda inner, weigh, generator: weights.append(
+        weigh(torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64))) or inner)  # fmt: skip
+    assert made("quick_easy", 1.0, 5.0)[0] == "smoothadv"
+    radii = [norm.ppf(beta.ppf(0.1, k, 33 - k)) for k in (24, 29, 32)]
+    assert weights[0].tolist() == pytest.approx([0, *radii])
+
+
+AVERAGED = sorted(name for name in recipes.QUICK if recipes.QUICK[name].average)
+
+
+@pytest.mark.parametrize("name", [name for name in AVERAGED if name != "quick_easy"])
+def test_quick_attacks_begin_with_noise_alone(made, name):
+    for epoch in (0.0, 2.99):
+        assert made(name, 0.5, epoch) == ("gaussian", (0.5,), {})
+    assert made(name, 0.5, 3.0)[0] == name.removeprefix("quick_").removesuffix("_consistency")
+
+
 def test_published_optimisation():
-    """SGD at 0.01, momentum 0.9, weight decay 1e-4; batches of 256; times 0.1 every 30 of 90."""
+    """SGD at 0.01, momentum 0.9, weight decay 1e-4; batches of 256; times 0.1 every third."""
     for name, recipe in recipes.PUBLISHED.items():
-        assert recipe.epochs == 90
+        assert recipe.epochs == (150 if name == "cat_rs" else 90)
         # These go through 64 images, 4 copies each, per step.
-        attacking = name.startswith(("smoothadv", "smoothmix"))
+        attacking = name.startswith(("smoothadv", "smoothmix", "cat_rs"))
         assert recipe.batch_size == (64 if attacking else 256)
         descent = recipe.optimizer([nn.Parameter(torch.zeros(1))])
         assert {key: descent.defaults[key] for key in ("lr", "momentum", "weight_decay")} == {
@@ -180,4 +228,4 @@ def test_a_title_names_what_can_be_chosen():
 
 
 def test_quick_recipes_are_the_same_methods():
-    assert {f"quick_{name}" for name in recipes.PUBLISHED} == set(recipes.QUICK)
+    assert {f"quick_{name}" for name in recipes.PUBLISHED} | {"quick_easy"} == set(recipes.QUICK)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import itertools
+import math
 import re
 import statistics
 from functools import partial
@@ -348,3 +350,27 @@ def test_consistency_cell():
         apart = np.mean([scipy.stats.entropy(mean, one) for one in p])
         each.append(-np.log(p[:, label]).mean() + 7 * apart + 0.3 * scipy.stats.entropy(mean))
     assert mine(logits, torch.tensor(y), 7, 0.3).item() == pytest.approx(np.mean(each), rel=1e-5)
+
+
+def test_ablation_radius_cell():
+    mine = defined("defines-ablation-radius", {"math": math})["ablation_radius"]
+    for d, k in ((784, 30), (50, 7), (9, 9)):
+        noise = smoothing.Ablation(k, d)
+        for p_a in (0.3, 0.5, 0.5001, 0.77, 0.912, 0.9999, 1.0):
+            assert mine(p_a, d, k) == noise.radius(p_a)
+
+
+def test_l1_radii_cell():
+    mine = defined("defines-l1-radii", {"math": math})["l1_radii"]
+    for p_a, sigma in ((0.51, 2.0), (0.8, 0.3), (0.9995, 1.0)):
+        package = [kind(sigma).radius(p_a) for kind in (smoothing.Uniform, smoothing.Laplace)]
+        assert mine(p_a, sigma) == pytest.approx(package)
+
+
+def test_defence_success_cell():
+    """Against all choices of the swapped places of a short text, for votes of one and of two."""
+    mine = defined("defines-defence-success", {"math": math})["defence_success"]
+    choices = list(itertools.combinations(range(9), 4))
+    one = np.mean([sum(place < 3 for place in chosen) >= 2 for chosen in choices])
+    assert mine(9, 3, 4, 2, 1) == pytest.approx(one)
+    assert mine(9, 3, 4, 2, 2) == pytest.approx(1 - (1 - one) ** 2)  # a tie withstands

@@ -2,9 +2,9 @@
 
 And a prediction: what would it say with more of them?
 
-A radius in a log is ``sigma * Phi^-1`` of a Clopper-Pearson bound for some count k of n, printed
-with a few digits. Near the largest radii the possible values lie far apart, so the printed ones
-betray which alpha and n were really used.
+A radius in a log comes from a Clopper-Pearson bound for some count k of n (``sigma * Phi^-1`` of it
+under Gaussian noise), printed with a few digits. Near the largest radii the possible values lie far
+apart, so the printed ones betray which alpha and n were really used.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from trustml_helpers import bounds
-from trustml_helpers._support.arguments import ALPHA, SIGMA, declared, maybe, whole
+from trustml_helpers._support.arguments import ALPHA, declared, maybe, whole
 from trustml_helpers._support.arguments import each as every
 from trustml_helpers._support.files import LogError
 from trustml_helpers.certification.log import check_rows, vote_counts
-from trustml_helpers.smoothing import BOUND, radii
+from trustml_helpers.smoothing import ABSTAIN, BOUND, NOISE, Noise, answered, radii
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +49,7 @@ class Audit:
         missing: idx that the regular step of the log skips.
         repeated: idx that occur more than once.
         inconsistent: idx of rows that contradict themselves: ``correct`` against ``predict`` and
-            ``label``, a radius without a class, counts that do not give the radius.
+            ``label``, a radius without a class, counts that do not give the radius, or no class.
     """
 
     rows: int
@@ -89,18 +89,19 @@ _LISTED = whole(1, 10_000_000)  # every possible radius is listed
 
 
 @declared(
-    _stated_together, sigma=SIGMA, alpha=maybe(ALPHA), n=maybe(_LISTED), alphas=every(ALPHA),
+    _stated_together, sigma=NOISE, alpha=maybe(ALPHA), n=maybe(_LISTED), alphas=every(ALPHA),
     sizes=every(_LISTED), bound=BOUND,
 )  # fmt: skip
 def audit_log(
-    log: pd.DataFrame, sigma: float, *, alpha: float | None = None, n: int | None = None,
+    log: pd.DataFrame, sigma: float | Noise, *, alpha: float | None = None, n: int | None = None,
     alphas: Sequence[float] = ALPHAS, sizes: Sequence[int] = SIZES, bound: str = "one_class",
 ) -> Audit:  # fmt: skip
     """Which settings can have made this log, and which rows cannot be right?
 
     Args:
         log: as ``certification.read_log`` returns it.
-        sigma: standard deviation of the noise, above 0, in pixel units.
+        sigma: of the noise, in pixel units; or noise of another kind, as for
+            :class:`SmoothedClassifier`.
         alpha, n: the stated settings, both or neither; with counts in the log they are checked
             against them as well; n at most 10,000,000, since every possible radius is listed.
         alphas, sizes: the grid of settings to try; the stated pair is added to it.
@@ -126,7 +127,9 @@ def audit_log(
     idx = log["idx"].to_numpy()
     radius = log["radius"].to_numpy(dtype=float)
     claimed = radius > 0
-    unit, fixed = _printed_units(radius)
+    assert isinstance(sigma, Noise)  # the declaration has made one of a number
+    # Numbers of pixels are whole: nothing was rounded.
+    unit, fixed = (0 * radius, True) if sigma.norm == "l0" else _printed_units(radius)
     pairs = [(a, m) for a in alphas for m in sizes]
     stated = (alpha, n) if alpha is not None and n is not None else None
     if stated and stated not in pairs:
@@ -152,10 +155,10 @@ def audit_log(
     )  # fmt: skip
 
 
-@declared(sigma=SIGMA, n=whole(1), alpha=ALPHA, more=whole(1), draws=whole(1), seed=whole())
+@declared(sigma=NOISE, n=whole(1), alpha=ALPHA, more=whole(1), draws=whole(1), seed=whole())
 def predict_acr(
-    log: pd.DataFrame, sigma: float, n: int, alpha: float, more: int, *, draws: int = 100,
-    seed: int = 0,
+    log: pd.DataFrame, sigma: float | Noise, n: int, alpha: float, more: int, *,
+    draws: int = 100, seed: int = 0,
 ) -> float:  # fmt: skip
     """What average certified radius (one-class) would this log have with more samples?
 
@@ -179,6 +182,7 @@ def predict_acr(
     >>> round(predict_acr(log, 0.5, 100, 0.001, 100_000), 1)
     1.1
     """
+    assert isinstance(sigma, Noise)  # the declaration has made one of a number
     log = check_rows(log, needed=("label",), least=2)
     counts = vote_counts(log)
     if log["label"].max() >= counts.shape[1]:
@@ -194,23 +198,22 @@ def predict_acr(
     a, b = np.exp(optimize.minimize(unlikely, np.log([0.1, 3.0]), method="Nelder-Mead").x)
     share = rng.beta(a + n - k, b + k, size=(draws, len(log)))
     lower = bounds.lower_conf_bound(rng.binomial(more, 1 - share), more, alpha)
-    return float(bounds.certified_radius(lower, sigma).mean())
+    return float(sigma.radius(lower).mean())
 
 
 @functools.lru_cache(maxsize=64)
-def _possible_radii(alpha: float, n: int) -> Floats:
-    """Every radius above 0 that n votes can give, in units of sigma, increasing."""
-    k = np.arange(n // 2, n + 1)
-    radii = bounds.certified_radius(bounds.lower_conf_bound(k, n, alpha), 1.0)
-    return radii[radii > 0]
+def _possible_shares(alpha: float, n: int) -> Floats:
+    """Every bound above 1/2 that n votes can give for p_A, increasing."""
+    shares = bounds.lower_conf_bound(np.arange(n // 2, n + 1), n, alpha)
+    return shares[shares > 0.5]
 
 
 def _explained(
-    radius: Floats, unit: Floats, sigma: float, alpha: float, n: int
+    radius: Floats, unit: Floats, noise: Noise, alpha: float, n: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Whether some possible radius is printed like this by rounding to nearest, and by rounding
     down."""
-    possible = sigma * _possible_radii(alpha, n)
+    possible = noise.radius(_possible_shares(alpha, n))
 
     def between(low: Floats, high: Floats) -> NDArray[np.bool_]:
         first = np.searchsorted(possible, low - _SLACK)
@@ -220,24 +223,28 @@ def _explained(
 
 
 def _recomputed(
-    log: pd.DataFrame, radius: Floats, unit: Floats, sigma: float, alpha: float, n: int
+    log: pd.DataFrame, radius: Floats, unit: Floats, noise: Noise, alpha: float, n: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """The same for the two-class radius of each row's own counts."""
     if vote_counts(log).shape[1] == 0:
         raise LogError("log: two-class radii cannot be audited without the counts they are from")
-    expected = _from_counts(log, sigma, alpha, n, "two_class")
+    expected, _ = _from_counts(log, noise, alpha, n, "two_class")
     near = np.abs(radius - expected) <= unit / 2 + _SLACK
     return near, (radius - _SLACK <= expected) & (expected <= radius + unit + _SLACK)
 
 
-def _from_counts(log: pd.DataFrame, sigma: float, alpha: float, n: int, bound: str) -> Floats:
-    """The radius that the counts of each row give, NaN where they are more than n votes."""
+def _from_counts(
+    log: pd.DataFrame, noise: Noise, alpha: float, n: int, bound: str
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """The radius that the counts of each row give, NaN where they are more than n votes, and
+    whether they make the class of the row certain."""
     predict, counts = log["predict"].to_numpy(), vote_counts(log)
     fits = counts.sum(axis=1) <= n
     top = torch.as_tensor(predict.clip(0, counts.shape[1] - 1))
     held = torch.as_tensor(np.where(fits[:, None], counts, 0))
-    found = np.where(predict >= 0, radii(held, top, n, alpha, sigma, bound)[0], 0.0)
-    return np.where(fits, found, np.nan)
+    found, p_a = radii(held, top, n, alpha, noise, bound)
+    certain = answered(top, found, p_a).numpy() != ABSTAIN
+    return np.where(fits, np.where(predict >= 0, found, 0.0), np.nan), certain
 
 
 def _printed_units(radius: Floats) -> tuple[Floats, bool]:
@@ -259,14 +266,15 @@ def _printed_units(radius: Floats) -> tuple[Floats, bool]:
 
 
 def _inconsistent(
-    log: pd.DataFrame, sigma: float, stated: tuple[float, int] | None, unit: Floats, bound: str,
+    log: pd.DataFrame, noise: Noise, stated: tuple[float, int] | None, unit: Floats, bound: str,
 ) -> NDArray[np.bool_]:  # fmt: skip
     predict, radius = log["predict"].to_numpy(), log["radius"].to_numpy(dtype=float)
     wrong = (predict == log["label"].to_numpy()) != (log["correct"].to_numpy() == 1)
     wrong |= (predict < 0) & (radius > 0)
     if vote_counts(log).shape[1] == 0 or stated is None:
         return wrong
-    expected = _from_counts(log, sigma, *stated, bound)
+    expected, certain = _from_counts(log, noise, *stated, bound)
+    wrong |= (predict >= 0) & ~certain
     return wrong | ~(np.abs(radius - expected) <= unit + _SLACK)  # NaN: more votes than n
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from trustml_helpers._support.arguments import ALPHA, SIGMA, declared, maybe, numbers, shown, whole
+from trustml_helpers._support.arguments import ALPHA, declared, maybe, numbers, shown, whole
 from trustml_helpers._support.files import LogError
 from trustml_helpers._support.ledger import read_settings, settings_file
-from trustml_helpers.smoothing import ABSTAIN, BOUND, radii
+from trustml_helpers.smoothing import ABSTAIN, BOUND, NOISE, Noise, answered, noise_from, radii
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +70,7 @@ def read_log(path: str | Path, bound: str | None = None) -> pd.DataFrame:
         return table
     try:
         about = read_settings(settings_file(path))
-        return rebound(table, about["sigma"], about["n"], about["alpha"], bound)
+        return rebound(table, noise_from(about), about["n"], about["alpha"], bound)
     except (OSError, ValueError, KeyError) as error:
         raise LogError(
             f"bound={bound!r}: the JSON beside {path} does not say sigma, n and alpha as they were "
@@ -98,9 +98,9 @@ def average_certified_radius(log: pd.DataFrame) -> tuple[float, float]:
     return float(radius.mean()), float(radius.std(ddof=1) / math.sqrt(len(radius)))
 
 
-@declared(sigma=SIGMA, n=whole(1), alpha=ALPHA, bound=BOUND)
+@declared(sigma=NOISE, n=whole(1), alpha=ALPHA, bound=BOUND)
 def rebound(
-    log: pd.DataFrame, sigma: float, n: int, alpha: float, bound: str = "one_class"
+    log: pd.DataFrame, sigma: float | Noise, n: int, alpha: float, bound: str = "one_class"
 ) -> pd.DataFrame:
     """The log as another bound or another alpha would have it, from its counts.
 
@@ -110,7 +110,8 @@ def rebound(
 
     Args:
         log: with counts, as :func:`read_log` returns it.
-        sigma, n: as the log was made.
+        sigma, n: as the log was made; for noise that is not Gaussian the noise, as
+            :func:`smoothing.noise_from` makes it from the JSON beside the log.
         alpha, bound: as they should have been.
 
     Returns:
@@ -124,10 +125,10 @@ def rebound(
     if counts.shape[1] == 0:
         raise LogError("the log has no counts: another bound cannot be computed from it")
     chosen = log["predict"].to_numpy()
-    radius, _ = radii(torch.as_tensor(counts), torch.as_tensor(chosen.clip(min=0)), n, alpha,
-                      sigma, bound)  # fmt: skip
-    radius = np.where(chosen == ABSTAIN, 0.0, [floor(each) for each in radius])
-    predict = np.where(radius > 0, chosen, ABSTAIN)
+    top = torch.as_tensor(chosen.clip(min=0))
+    radius, p_a = radii(torch.as_tensor(counts), top, n, alpha, sigma, bound)
+    predict = np.where(chosen == ABSTAIN, ABSTAIN, answered(top, radius, p_a).numpy())
+    radius = np.where(predict == ABSTAIN, 0.0, [floor(each) for each in radius])
     correct = (predict == log["label"].to_numpy()).astype(int)
     return log.assign(radius=radius, predict=predict, correct=correct)
 

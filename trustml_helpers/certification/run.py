@@ -132,20 +132,22 @@ def _settled(
     order = [numbers[k] for k in (range(len(images)) if indices is None else indices)]
     classes = smoothed.num_classes
     ledger = Ledger(path, "\t".join([*COLUMNS, *count_columns(classes)]))
-    settings |= {
-        "sigma": smoothed.sigma, "num_classes": classes,
+    settings |= smoothed.noise.settings | {
+        "num_classes": classes,
         "shares_of_alpha": list(SHARES) if settings["bound"] == "two_class" else [1.0],
         "model_sha256": fingerprint(smoothed.base_classifier),
         "model_code_sha256": code_of(smoothed.base_classifier), "device": images.device.type,
         "images_dtype": str(images.dtype).removeprefix("torch."),
     }  # fmt: skip
+    # Old settings do not have these: all noise was Gaussian.
+    optional = ["model_code_sha256", *(["noise", "norm"] if smoothed.noise.norm == "l2" else [])]
     us = team()
     with ExitStack() as held:
 
         def begin() -> tuple[Execution, set[int]]:
             new, known = (
                 not ledger.path.exists(),
-                ledger.known(settings, resume=resume, optional=["model_code_sha256"]),
+                ledger.known(settings, resume=resume, optional=optional),
             )
             k = place[order[0]]
             trial = {"votes": len(order) * (settings["n0"] + settings["n"]), "progress": progress}

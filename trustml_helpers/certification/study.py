@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 METHOD_NAMES = {
     "gaussian": "Gaussian", "stability": "Stability", "consistency": "Consistency",
     "smoothadv": "SmoothAdv", "smoothadv_consistency": "SmoothAdv + Consistency",
-    "macer": "MACER", "smoothmix": "SmoothMix",
+    "macer": "MACER", "smoothmix": "SmoothMix", "cat_rs": "CAT-RS", "easy": "Easy images",
 }  # fmt: skip
 RADII = tuple(0.25 * k for k in range(12))
 

@@ -27,9 +27,12 @@ from trustml_helpers.checks.attacks import (
     trades_loss,
 )
 from trustml_helpers.checks.beyond import (
+    ablation_radius,
     consistency_loss,
+    defence_success,
     ever_crosses,
     group_votes,
+    l1_radii,
     ladder,
     paired_gain,
     when_to_stop,
@@ -50,11 +53,12 @@ from trustml_helpers.checks.smoothing import (
 )
 
 __all__ = [
-    "MASKED_EPS", "CheckFailed", "HomeworkError", "accuracy_left", "adversarial_step",
-    "average_certified_radius", "break_masked", "certified_accuracy", "certify",
-    "consistency_loss", "danskin_gradient", "ever_crosses", "fgsm", "grade", "group_votes",
-    "ladder", "linear_attack", "lower_conf_bound", "masked_defenses", "noisy_loss",
-    "numerical_gradient", "paired_gain", "pgd", "pgd_linf", "predict", "reading", "release",
-    "sample_under_noise", "samples_needed", "score", "steepest", "towards", "trades_loss",
-    "two_class_radius", "when_to_stop", "worst_classifier",
+    "MASKED_EPS", "CheckFailed", "HomeworkError", "ablation_radius", "accuracy_left",
+    "adversarial_step", "average_certified_radius", "break_masked", "certified_accuracy",
+    "certify", "consistency_loss", "danskin_gradient", "defence_success", "ever_crosses",
+    "fgsm", "grade", "group_votes", "l1_radii", "ladder", "linear_attack", "lower_conf_bound",
+    "masked_defenses", "noisy_loss", "numerical_gradient", "paired_gain", "pgd", "pgd_linf",
+    "predict", "reading", "release", "sample_under_noise", "samples_needed", "score",
+    "steepest", "towards", "trades_loss", "two_class_radius", "when_to_stop",
+    "worst_classifier",
 ]  # fmt: skip

@@ -1,4 +1,5 @@
-"""Checks of the notebooks beyond the lecture: audits, stopping early, training for the vote."""
+"""Checks of the notebooks beyond the lecture: audits, stopping early, training for the vote, other
+noise."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from trustml_helpers import bounds, sequential
+from trustml_helpers import bounds, sequential, smoothing
 from trustml_helpers.checks.harness import (
     Answer,
     Cases,
@@ -221,3 +222,103 @@ def paired_gain(answer: Answer, case: Cases, generator: torch.Generator) -> None
             }  # fmt: skip
             agree(number(found[1], "a standard error"), error, faults, unit=" pixel units",
                   tolerance=1e-6)  # fmt: skip
+
+
+@check
+def ablation_radius(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """Pixels that may change if k of d are kept, ``(p_a, d, k) -> int``, 0 where none may."""
+    shares = 0.5 + 0.5 * torch.rand(40, generator=generator, dtype=torch.float64)
+    p_a = np.concatenate([[0.4, 0.5, 1.0], shares.sort().values.numpy()])
+    for name, d, k in (("digits", 784, 45), ("twenty pixels, six kept", 20, 6), ("one kept", 9, 1)):
+        expected = torch.as_tensor(smoothing.Ablation(k, d).radius(p_a))
+        with case(name):
+            returned = [integer(answer(float(p), d, k), "a number of pixels") for p in p_a]
+            found = tensor(np.array(returned), expected, f"the radius at {len(p_a)} values of p_a")
+            faults = {
+                "one too many: the first number that is no longer certified": expected + 1,
+                "1/2 is missing: A must keep more than half of the votes":
+                    _pixels(p_a, d, k, level=0.0),
+                "takes the change off twice: B need not gain what A loses, with p_B = 1 - p_A it "
+                "is counted already": _pixels(p_a, d, k, less=2.0),
+                "removes k pixels: k are kept": _pixels(p_a, d, d - k),
+                "puts the pixels back: they are kept without repeats, C(d - rho, k) / C(d, k)":
+                    _pixels(p_a, d, k, back=True),
+            }  # fmt: skip
+            agree(found, expected, faults, unit=" pixels", tolerance=1e-9)
+
+
+def _pixels(
+    p_a: np.ndarray, d: int, k: int, *, less: float = 1.0, level: float = 0.5, back: bool = False
+) -> Tensor:
+    """What some mistakes give for the radius of ablation."""
+    rhos = range(d - k + 1)
+    if back:
+        hidden = np.array([(1 - rho / d) ** k for rho in rhos])
+    else:
+        hidden = np.array([math.comb(d - rho, k) / math.comb(d, k) for rho in rhos])
+    holds = p_a[:, None] - less * (1 - hidden) > level
+    return torch.as_tensor(np.maximum(holds.sum(1) - 1.0, 0))
+
+
+@check
+def l1_radii(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """l1 radii of uniform and of Laplace noise, ``(p_a, sigma) -> (uniform, laplace)``."""
+    for name, low in (("a narrow lead", 0.55), ("a clear lead", 0.8), ("nearly all votes", 0.99)):
+        share, size = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+        p_a, sigma = low + 0.009 * share, 0.2 + size
+        half, scale = math.sqrt(3) * sigma, sigma / math.sqrt(2)
+        with case(name):
+            found = answer(p_a, sigma)
+            if not isinstance(found, tuple | list) or len(found) != 2:
+                raise Wrong(f"returns {type(found).__name__}, expected (uniform, laplace)")
+            expected = float(smoothing.Uniform(sigma).radius(p_a))
+            agree(number(found[0], "the radius of uniform noise"), expected, {
+                "uniform: L is sqrt(3) sigma, so that the standard deviation is sigma":
+                    2 * sigma * (p_a - 0.5),
+                "uniform: the factor 2 is missing, the cube is 2 L wide": half * (p_a - 0.5),
+                "uniform: what is above 1/2 counts, not p_a itself": 2 * half * p_a,
+                "the two are swapped: uniform noise first":
+                    float(smoothing.Laplace(sigma).radius(p_a)),
+            }, unit=" pixel units", tolerance=1e-6)  # fmt: skip
+            expected = float(smoothing.Laplace(sigma).radius(p_a))
+            agree(number(found[1], "the radius of Laplace noise"), expected, {
+                "Laplace: b is sigma / sqrt(2), so that the standard deviation is sigma":
+                    expected * sigma / scale,
+                "Laplace: the logarithm has the wrong sign: it is of a number below 1": -expected,
+                "Laplace: the factor 2 in the logarithm is missing":
+                    -scale * math.log(1 - p_a),
+            }, unit=" pixel units", tolerance=1e-6)  # fmt: skip
+
+
+@check
+def defence_success(answer: Answer, case: Cases, generator: torch.Generator) -> None:
+    """Probability that a vote of N copies withstands a suffix, ``(m, suffix, swaps, k, N)``."""
+    for name, suffix, k, copies in (
+        ("one copy", 12, 2, 1), ("an odd number of copies", 15, 3, 7),
+        ("a tie is no success for the attack", 15, 3, 6),
+    ):  # fmt: skip
+        m = int(torch.randint(60, 90, (), generator=generator))
+        swaps = round(k * m / suffix)
+        one = float(stats.hypergeom.sf(k - 1, m, suffix, swaps))
+        with case(name):
+            found = number(answer(m, suffix, swaps, k, copies), "a probability")
+
+            def vote(share: float, least: float, copies: int = copies) -> float:
+                return float(stats.binom.sf(math.ceil(least) - 1, copies, share))
+
+            half = copies / 2
+            expected = vote(one, half)
+            faults = {
+                "more than k: a suffix fails when exactly k of its characters are changed":
+                    vote(float(stats.hypergeom.sf(k, m, suffix, swaps)), half),
+                "swaps the same character twice: places are drawn without repeats":
+                    vote(float(stats.binom.sf(k - 1, swaps, suffix / m)), half),
+                "this is the probability that the attack succeeds": 1 - expected,
+            }  # fmt: skip
+            if copies > 1:
+                faults["one copy alone: it is a vote of several"] = one
+            if copies % 2 == 0:
+                faults["a tie counts for the attack: it needs more than half of the copies"] = vote(
+                    one, half + 0.5
+                )
+            agree(found, expected, faults, tolerance=1e-9)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
+from torch import Tensor
 
 from trustml_helpers import certification, models, smoothing
 from trustml_helpers._support.arguments import declared, whole
@@ -30,7 +32,9 @@ def certify(
     limit: inputs.Limit = None,
     groups: inputs.Groups = None,
     denoiser: inputs.Denoiser = None,
+    noise: inputs.Noise = None,
     sigma: inputs.Sigma = None,
+    keep: inputs.Keep = None,
     n0: Annotated[int, option("Selection samples per image.")] = 100,
     n: Annotated[int, option("Estimation samples per image.")] = 100_000,
     alpha: inputs.Alpha = 0.001,
@@ -48,15 +52,16 @@ def certify(
 ) -> None:  # fmt: skip
     """Certify images and log one row each; a run that was stopped goes on where it was.
 
-    Prints the certified accuracy at a few radii (l2, in units of pixels in [0, 1]), the average
-    certified radius (ACR), and its standard error over images. A certificate is true with
-    probability 1 - alpha, for each image by itself.
+    Prints the certified accuracy at a few radii (in the norm of the noise, in units of pixels in
+    [0, 1]; in l0 a number of pixels), the average certified radius (ACR), and its standard error
+    over images. A certificate is true with probability 1 - alpha, for each image by itself.
 
     The log has the columns idx, label, predict (-1: abstained), radius (rounded down, 0 where
-    nothing is certified), correct, time (seconds), and the votes of each class. Call the same
-    command again to go on; what is not given (batch size, layout, precision) is then taken from
-    the JSON. Other settings, images or another network are refused. The JSON also names the data
-    set and, for a folder, the file of each idx.
+    nothing is certified, and in l0 where the class is but no pixel may change), correct, time
+    (seconds), and the votes of each class. Call the same command again to go on; what is not given
+    (batch size, layout, precision) is then taken from the JSON. Other settings, images or another
+    network are refused. The JSON also names the noise, the data set and, for a folder, the file of
+    each idx.
 
     A network of your own, returned by my_network() in a file nets.py where you are:
 
@@ -70,13 +75,15 @@ def certify(
     """
     chosen = inputs.images(inputs.data_for(model, data_set), split, root, every, limit)
     where = inputs.device(device)
-    smoothed, chosen = _smoothed(model, sigma, chosen, groups, denoiser, where)
+    asked_noise = {"noise": noise, "sigma": sigma, "keep": keep}
+    smoothed, chosen = _smoothed(model, asked_noise, chosen, groups, denoiser, where)
     table = certification.certify_dataset(
         smoothed, chosen.x, chosen.y, log, n0=n0, n=n, alpha=alpha, bound=bound,
         numbers=chosen.numbers, origin=chosen.origin, seed=seed, batch_size=batch_size,
         layout=layout, dtype=dtype, compiled=compiled,
     )  # fmt: skip
     if int(os.environ.get("RANK", "0")) == 0:
+        typer.echo(f"{smoothed.noise}, radii in {smoothed.noise.norm}")
         _print({log.stem: table})
         typer.echo(f"wrote {log}")
 
@@ -90,7 +97,9 @@ def predict(
     limit: inputs.Limit = None,
     groups: inputs.Groups = None,
     denoiser: inputs.Denoiser = None,
+    noise: inputs.Noise = None,
     sigma: inputs.Sigma = None,
+    keep: inputs.Keep = None,
     n: Annotated[int, option("Noisy copies of each image.")] = 1000,
     alpha: inputs.Alpha = 0.001,
     device: inputs.Device = None,
@@ -109,7 +118,8 @@ def predict(
     inputs.check_output(output)
     chosen = inputs.images(inputs.data_for(model, data_set), split, root, every, limit)
     where = inputs.device(device)
-    smoothed, chosen = _smoothed(model, sigma, chosen, groups, denoiser, where)
+    asked_noise = {"noise": noise, "sigma": sigma, "keep": keep}
+    smoothed, chosen = _smoothed(model, asked_noise, chosen, groups, denoiser, where)
     one = chosen.x[:1]
     votes = n * len(chosen.x)
     asked: dict[str, Any] = {"batch_size": batch_size, "layout": layout, "dtype": dtype}
@@ -146,6 +156,7 @@ def plot(
 
     Reads the logs of this project and those in the format of Cohen et al. (2019). A curve is
     called as its log; where two logs have one name, the folders that tell them apart come first.
+    All must be of one norm: the JSON beside a log says which, l2 if there is none.
     """
     inputs.check_output(output)
     from matplotlib.backend_bases import FigureCanvasBase
@@ -153,15 +164,23 @@ def plot(
     pictures = FigureCanvasBase.get_supported_filetypes()
     if output.suffix[1:].lower() not in pictures:
         raise ValueError(f"output={str(output)!r}: expected a picture, such as {output.stem}.png")
-    tables = {name: certification.read_log(path) for name, path in _names(logs).items()}
+    names = _names(logs)
+    norms = {name: _norm(path) for name, path in names.items()}
+    if len(set(norms.values())) > 1:
+        said = ", ".join(f"{name} in {norm}" for name, norm in norms.items())
+        raise ValueError(f"logs: radii of different norms have no common axis ({said}); draw each "
+                         "norm by itself")  # fmt: skip
+    tables = {name: certification.read_log(path) for name, path in names.items()}
+    typer.echo(f"radii in {norms[next(iter(names))]}")
     _print(tables)  # refuses a log without rows before anything is written
     from trustml_helpers import figures
 
     largest = max(float(table["radius"].max()) for table in tables.values())
     radii = torch.linspace(0, 1.05 * largest or 1.0, points).tolist()
     figure = figures.certified(
-        radii, {name: certification.certified_accuracy(t, radii) for name, t in tables.items()}
-    )
+        radii, {name: certification.certified_accuracy(t, radii) for name, t in tables.items()},
+        norm=norms[next(iter(names))],
+    )  # fmt: skip
     figure.savefig(output)
     typer.echo(f"wrote {output}")
 
@@ -190,17 +209,20 @@ def audit(
 ) -> None:
     """Check a log: which alpha and n can have given these radii, which rows cannot be right?
 
-    Ends with exit code 1 if anything is wrong.
+    The noise is that of the JSON beside the log, Gaussian where it names none. Ends with exit code
+    1 if anything is wrong.
     """
     table = certification.read_log(log)
     known = _settings(log)
-    sigma = known.get("sigma") if sigma is None else sigma
-    if sigma is None:
+    about = known if sigma is None else known | {"sigma": sigma}
+    if not about:
         raise ValueError(f"sigma: there are no settings beside {log}; pass --sigma")
+    noise = smoothing.noise_from(about)
     if alpha is None and n is None:
         alpha, n = known.get("alpha"), known.get("n")
     bound = known.get("bound", "one_class")
-    found = certification.audit_log(table, sigma, alpha=alpha, n=n, bound=bound)
+    found = certification.audit_log(table, noise, alpha=alpha, n=n, bound=bound)
+    typer.echo(f"{noise}, radii in {noise.norm}")
     typer.echo(str(found))
     if not found.passed:
         raise typer.Exit(1)
@@ -216,7 +238,8 @@ def _settings(log: Path) -> dict[str, Any]:
         return {}
     try:
         known = read_settings(beside)
-        for name in ("sigma", "n", "alpha"):
+        smoothing.noise_from(known)
+        for name in ("n", "alpha"):
             float(known[name])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(
@@ -226,22 +249,55 @@ def _settings(log: Path) -> dict[str, Any]:
     return known
 
 
+def _norm(log: Path) -> str:
+    """Of the radii of a log, as the JSON beside it says; l2 where none does."""
+    try:
+        return smoothing.noise_from(_settings(log)).norm
+    except ValueError:
+        return "l2"
+
+
 def _smoothed(
-    name: str, sigma: float | None, chosen: inputs.Images, groups: str | None,
+    name: str, asked: dict[str, Any], chosen: inputs.Images, groups: str | None,
     denoiser: str | None, where: torch.device,
 ) -> tuple[smoothing.SmoothedClassifier, inputs.Images]:  # fmt: skip
-    model, chosen, classes = inputs.ready(name, chosen, groups, where)
-    sigma = getattr(model, "card", {}).get("sigma") if sigma is None else sigma
-    if sigma is None:
-        raise ValueError(f"sigma: {name} was not trained with a known noise; pass --sigma")
+    """A named network under the noise that is asked for; what is not given is its card's."""
+    given = {key: value for key, value in asked.items() if value is not None}
+    pixels = {"pixels": math.prod(chosen.x.shape[2:])}
+
+    def seen(x: Tensor) -> Tensor:  # a network of one's own may take ablated images only
+        if given.get("noise") != "ablation" or "keep" not in given:
+            return x
+        return smoothing.noise_from(given | pixels)(x, torch.Generator(where).manual_seed(0))
+
+    model, chosen, classes = inputs.ready(name, chosen, groups, where, seen)
+    card = getattr(model, "card", {})
+    about = {key: card[key] for key in asked if key in card} | given
+    noise = _noise(name, about | pixels, given)
     if denoiser is not None:
-        model = models.Denoised(inputs.network(denoiser), model, sigma).to(where).eval()
-    return smoothing.SmoothedClassifier(model, sigma, classes), chosen
+        if not hasattr(noise, "sigma"):
+            raise ValueError(f"denoiser={denoiser!r}: takes a sigma, which {noise} has not")
+        front = inputs.network(denoiser)
+        model = models.Denoised(front, model, about["sigma"]).to(where).eval()
+    return smoothing.SmoothedClassifier(model, noise, classes), chosen
+
+
+def _noise(name: str, about: dict[str, Any], given: dict[str, Any]) -> smoothing.Noise:
+    kind = about.get("noise", "gaussian")
+    needed, other = ("keep", "sigma") if kind == "ablation" else ("sigma", "keep")
+    if other in given:
+        raise ValueError(f"{other}={given[other]:g}: {kind} noise has none; pass another --noise, "
+                         f"or --{needed}")  # fmt: skip
+    if kind in smoothing.NOISES and needed not in about:
+        raise ValueError(f"{needed}: {name} was not trained with a known noise; pass --{needed}")
+    return smoothing.noise_from(about)
 
 
 def _print(logs: dict[str, pd.DataFrame]) -> None:
     largest = max((log["radius"].max() for log in logs.values() if len(log)), default=0.0)
     step = next((step for step in (0.05, 0.1, 0.25) if largest < 8 * step), 0.5)
+    if all((log["radius"] % 1 == 0).all() for log in logs.values()):
+        step = 1.0  # pixels
     while largest > 40 * step:  # a table of places that can still be read
         step *= 2
     # Rounded: 3 * 0.1 is more than 0.3, and 0.3 / 0.1 less than 3.

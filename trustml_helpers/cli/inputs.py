@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -68,6 +69,14 @@ Sigma = Annotated[float | None, length(
     "Standard deviation of the noise, in units of pixels in [0, 1]; a checkpoint's training sigma "
     "if not given."
 )]  # fmt: skip
+Noise = Annotated[str | None, option(
+    "gaussian (radii in l2), uniform or laplace (l1; all three of standard deviation sigma), or "
+    "ablation (l0: pixels that may change); a checkpoint's own if not given, else gaussian.",
+    metavar="|".join(smoothing.NOISES),
+)]  # fmt: skip
+Keep = Annotated[
+    int | None, option("Pixels that ablation keeps; as a checkpoint was trained if not given.")
+]
 Groups = Annotated[str | None, option(
     "Classes that count as one: a CSV with the columns class and group (words); a class that is "
     "not listed is a group of its own. imagenet: the near-synonyms that ship with the course.",
@@ -177,9 +186,11 @@ def images(name: str, split: str, root: Path | None, every: int, limit: int | No
 
 
 def ready(
-    name: str, chosen: Images, groups: str | None, where: torch.device
-) -> tuple[Any, Images, int]:
+    name: str, chosen: Images, groups: str | None, where: torch.device,
+    seen: Callable[[Tensor], Tensor] = lambda x: x,
+) -> tuple[Any, Images, int]:  # fmt: skip
     """A named network, the images for it, and its number of classes; classes in groups, if given.
+    A network that takes images in another form is shown them as ``seen`` makes them.
 
     Raises:
         ValueError: if it cannot take the images, or a label is none of its classes.
@@ -187,9 +198,9 @@ def ready(
     model = network(name)
     model = model.to(where) if isinstance(model, nn.Module) else model
     x, y, origin = chosen.x.to(where), chosen.y, chosen.origin
-    classes = _classes(name, model, x[:1])
+    classes = _classes(name, model, seen(x[:1]))
     if y.numel() and (y == UNLABELLED).all():
-        y = models.predict(model, x, batch_size=suited_batch(x)).cpu()
+        y = models.predict(model, seen(x), batch_size=suited_batch(x)).cpu()
         typer.echo("no labels: a picture counts as what the network says of it as it is", err=True)
         origin = origin | {"labels_from": "the network itself, without noise"}
     if int(y.max()) >= classes:

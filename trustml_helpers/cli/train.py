@@ -23,6 +23,7 @@ from trustml_helpers.training import BEHIND, RECIPES, Recipe
 if TYPE_CHECKING:
     import pandas as pd
 
+BITS = {32: torch.float32, 16: torch.float16, 8: torch.int8}
 EPILOG = "\n\n".join(["Recipes:", *(
     f"{name}: {recipe.title}; {recipe.architecture}, {recipe.epochs} epochs"
     for name, recipe in RECIPES.items()
@@ -39,6 +40,7 @@ def train(
     validation: Annotated[int, option("Training images held out for validation.")] = 5000,
     limit: Annotated[int | None, option("Use so many training and test images.")] = None,
     seed: Seed = 0,
+    bits: Annotated[int, option("Of a stored weight: 32, 16, or 8 and a scale for each row.")] = 16,
     out: Annotated[Path | None, option("Folder; data/checkpoints if not given.")] = None,
     history_file: Annotated[Path | None, option("CSV, one row per epoch.", "--history")] = None,
     test: Annotated[bool, option("Measure on the test set; not while you still choose.")] = True,
@@ -57,6 +59,7 @@ def train(
             f"{' '.join(context.args) or 'recipe'}: a recipe decides how a network is trained, for "
             f"example --recipe {likely[-1]}; trustml train --help lists them all"
         )
+    one_of(*BITS)("bits", bits)
     path = (out or models.checkpoint_folder()) / f"{name}.safetensors"
     if path.exists() and not overwrite:
         raise ValueError(f"name={name!r}: {path} exists; pass --overwrite to replace it")
@@ -74,10 +77,11 @@ def train(
     state, command = path.with_suffix(".training"), _command(context)
     history = training.fit(
         model, part, goal, epochs=plan.epochs, batch_size=plan.batch_size,
-        validation=None if isinstance(model, models.Denoiser) else held,
+        validation=None if isinstance(model, models.Denoiser) else _as_seen(plan, held, seed),
         attacks=None if plan.eps is None else _watched(plan.eps, seed), best=plan.best,
-        optimizer=plan.optimizer, scheduler=plan.scheduler, precision=plan.precision,
-        checkpoint=state, generators=[generator], about=command, seed=seed,
+        average=plan.average, optimizer=plan.optimizer, scheduler=plan.scheduler,
+        precision=plan.precision, checkpoint=state, generators=[generator], about=command,
+        seed=seed,
     )  # fmt: skip
     if team().rank > 0:
         return
@@ -92,15 +96,13 @@ def train(
         "command": command,
     }
     about |= _measured(history, plan)
-    with torch.no_grad():  # what is measured is what is stored: weights of 16 bits
-        for tensor in model.state_dict().values():
-            tensor.copy_(tensor.half() if tensor.is_floating_point() else tensor)
-    store = partial(models.save, model, path, dtype=torch.float16)
+    store = partial(models.save, model, path, dtype=BITS[bits])
     store(**about)  # before testing: a kill during the test loses nothing
     state.unlink(missing_ok=True)
+    model.load_state_dict(models.load(path).state_dict())  # what is measured is what is stored
     if test:
         held_back = first(data.load_mnist("test"), limit)
-        shares = _tested(model, held_back, seed, plan.sigma)
+        shares = _tested(model, held_back, seed, plan)
         about |= {"test_images": len(held_back[0]), "test_accuracy": shares}
         store(**about)
         for key, share in shares.items():
@@ -120,6 +122,12 @@ def _plan(recipe: str, *, sigma: float | None, eps: float | None, epochs: int | 
         if getattr(plan, key) is None:
             raise ValueError(f"{key}={value}: recipe {recipe!r} has no {key} to choose")
     return replace(plan, **given)
+
+
+def _as_seen(plan: Recipe, part: tuple[Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor]:
+    """Images as a network for another kind of noise sees them, one noisy copy each."""
+    x, y = part
+    return (x if plan.noise is None else plan.noise(x, keyed_generator(seed, 0))), y
 
 
 def _watched(eps: float, seed: int) -> dict[str, attacks.Attack]:
@@ -144,6 +152,8 @@ def _measured(history: pd.DataFrame, plan: Recipe) -> dict[str, Any]:
         found["validation_accuracy"] = round(1 - float(history["error"].iloc[kept]), 4)
     if plan.sigma is not None:
         found["sigma"] = plan.sigma
+    if plan.noise is not None:
+        found |= plan.noise.settings
     if plan.eps is not None:
         found["validation_pgd_accuracy"] = round(1 - float(history["error pgd"].iloc[kept]), 4)
     if plan.best:
@@ -152,7 +162,7 @@ def _measured(history: pd.DataFrame, plan: Recipe) -> dict[str, Any]:
 
 
 def _tested(
-    model: nn.Module, test: tuple[Tensor, Tensor], seed: int, sigma: float | None
+    model: nn.Module, test: tuple[Tensor, Tensor], seed: int, plan: Recipe
 ) -> dict[str, float]:
     """What a card states: accuracy on clean images, and on noisy ones if it was trained on them,
     else under PGD-40 at two radii; of a denoiser, that of the network behind it at three sigma."""
@@ -166,10 +176,12 @@ def _tested(
         return {key: round(value, 4) for key, value in found.items()}
     found = {"clean": robustness.accuracy(model, x, y)}
     generator = torch.Generator().manual_seed(seed)
-    if sigma is not None:
+    if plan.noise is not None:
+        found[str(plan.noise)] = robustness.accuracy(model, *_as_seen(plan, test, seed))
+    elif plan.sigma is not None:
         noise = torch.randn(x.shape, generator=generator)
-        found[f"noise {sigma:g}"] = robustness.accuracy(model, x + sigma * noise, y)
-    for eps in (0.1, 0.3) if sigma is None else ():
+        found[f"noise {plan.sigma:g}"] = robustness.accuracy(model, x + plan.sigma * noise, y)
+    for eps in (0.1, 0.3) if plan.sigma is None and plan.noise is None else ():
         generator.manual_seed(seed)
         one = partial(attacks.pgd, eps=eps, steps=40, generator=generator)
         found[f"pgd-40 linf {eps}"] = robustness.robust_accuracy(model, *test, one, progress=True)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from trustml_helpers._support.arguments import SIGMA, declared, number
+from trustml_helpers._support.arguments import SIGMA, declared, number, one_of
 from trustml_helpers.figures.general import (
     LINES,
     MARKERS,
@@ -24,7 +24,11 @@ from trustml_helpers.figures.general import (
 )
 
 _HATCHES = ("", "//", "..", "xx", "--")
-_RADIUS = r"radius $r$ in $\ell_2$, pixel units"
+_IN = {
+    "l2": r"radius $r$ in $\ell_2$, pixel units", "l1": r"radius $r$ in $\ell_1$, pixel units",
+    "l0": "pixels that may change",
+}  # fmt: skip
+_RADIUS = _IN["l2"]
 
 
 def _regions(axes: Axes, axis: Sequence[float], classes: Any, title: str) -> None:
@@ -154,18 +158,20 @@ def certified_ball(
     return fig
 
 
-@declared(accuracies=some("line"))
+@declared(accuracies=some("line"), norm=one_of(*_IN))
 def certified(
-    radii: Sequence[float], accuracies: Mapping[str, Any], *, title: str | None = None
-) -> Figure:
+    radii: Sequence[float], accuracies: Mapping[str, Any], *, title: str | None = None,
+    norm: str = "l2",
+) -> Figure:  # fmt: skip
     """Certified accuracy against the radius, one line per log.
 
     Args:
         radii: in pixel units, ``(m,)``.
         accuracies: by name, shares in [0, 1], ``(m,)``.
         title: over the figure.
+        norm: of the radii, ``"l2"``, ``"l1"`` or ``"l0"``.
     """
-    return curves([(_RADIUS, radii, accuracies)], "certified accuracy",
+    return curves([(_IN[norm], radii, accuracies)], "certified accuracy",
                   titles=[title] if title else None)  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Randomized smoothing: the smoothed classifier, what its votes prove, and how it is run."""
+"""Randomized smoothing: the smoothed classifier, its noise, what votes prove, how it is run."""
 
 from trustml_helpers.smoothing.classifier import (
     AnytimeCertificates,
@@ -14,11 +14,22 @@ from trustml_helpers.smoothing.execution import (
     prepare,
     search,
 )
+from trustml_helpers.smoothing.noise import (
+    NOISE,
+    NOISES,
+    Ablation,
+    Gaussian,
+    Laplace,
+    Noise,
+    Uniform,
+    noise_from,
+)
 from trustml_helpers.smoothing.votes import (
     ABSTAIN,
     BOUND,
     SHARES,
     abstention_probability,
+    answered,
     decide,
     enough,
     radii,
@@ -26,7 +37,8 @@ from trustml_helpers.smoothing.votes import (
 )
 
 __all__ = [
-    "ABSTAIN", "BOUND", "DTYPES", "LAYOUTS", "SHARES", "AnytimeCertificates", "Certificates",
-    "Execution", "RadiusCertificates", "SmoothedClassifier", "abstention_probability", "as_given",
-    "decide", "enough", "prepare", "radii", "samples_needed", "search",
+    "ABSTAIN", "BOUND", "DTYPES", "LAYOUTS", "NOISE", "NOISES", "SHARES", "Ablation",
+    "AnytimeCertificates", "Certificates", "Execution", "Gaussian", "Laplace", "Noise",
+    "RadiusCertificates", "SmoothedClassifier", "Uniform", "abstention_probability", "answered",
+    "as_given", "decide", "enough", "noise_from", "prepare", "radii", "samples_needed", "search",
 ]  # fmt: skip

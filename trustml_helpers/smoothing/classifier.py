@@ -1,24 +1,21 @@
-"""Randomized smoothing: g(x), the most likely class of f(x + noise), and its certificates."""
+"""Randomized smoothing: g(x), the most likely class of f under noise, and its certificates."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import special
 from torch import Tensor, nn
 
-from trustml_helpers import bounds, sequential
+from trustml_helpers import sequential
 from trustml_helpers._support.arguments import (
     ALPHA,
-    SIGMA,
     declared,
     function,
     increasing,
@@ -31,7 +28,16 @@ from trustml_helpers._support.arguments import (
 from trustml_helpers._support.calling import fast_layout, logits_of, suited_batch, unchanged
 from trustml_helpers._support.randomness import given_or_fresh
 from trustml_helpers._support.tensors import GENERATOR, IMAGES
-from trustml_helpers.smoothing.votes import ABSTAIN, BOUND, decide, enough, radii, votes_for
+from trustml_helpers.smoothing.noise import NOISE, Noise
+from trustml_helpers.smoothing.votes import (
+    ABSTAIN,
+    BOUND,
+    answered,
+    decide,
+    enough,
+    radii,
+    votes_for,
+)
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -41,7 +47,7 @@ class Certificates(NamedTuple):
     """What CERTIFY found, per image."""
 
     prediction: Tensor  # int64 (b,), ABSTAIN where nothing is certified
-    radius: Tensor  # float64 (b,), l2 in pixel units, 0 where abstained
+    radius: Tensor  # float64 (b,), in the norm of the noise, 0 where abstained
     counts: Tensor  # int64 (b, K), votes of the n estimation samples
     p_a: Tensor  # float64 (b,), lower confidence bound of the selected class
 
@@ -59,7 +65,7 @@ class AnytimeCertificates(NamedTuple):
     """What open-ended sampling found, per image."""
 
     prediction: Tensor  # int64 (b,), ABSTAIN where nothing is certified
-    radius: Tensor  # float64 (b,), l2 in pixel units, 0 where abstained
+    radius: Tensor  # float64 (b,), in the norm of the noise, 0 where abstained
     samples: Tensor  # int64 (b,), noisy copies used, the n0 selection samples included
 
 
@@ -71,30 +77,40 @@ _n = {"n0": whole(1), "n_max": whole(1)}
 
 
 def _can_be_told_apart(self: Any, radius: Floats, alpha: float, n_max: int) -> None:
-    p_null = special.ndtr(radius / self.sigma)
+    p_null = self.noise.needed(radius)
     if p_null[-1] == 1 or np.any(np.diff(p_null) == 0):
         raise ValueError(
-            f"radius={shown(radius)}: no votes can tell such radii apart at sigma={self.sigma:g}; "
-            f"expected at most {8 * self.sigma:g}, in steps that are not tiny"
+            f"radius={shown(radius)}: no votes can tell such radii apart under {self.noise}; "
+            f"expected at most {self.noise.radius(1 - 2.0**-53):.3g}, in steps that are not tiny"
         )
     if sequential.plan(p_null, alpha, sequential.looks(n_max)).success[0, -1] > n_max:
         share = (1 - sequential.EARLY) * alpha
-        least = math.ceil(math.log(share) / special.log_ndtr(radius[0] / self.sigma))
+        least = math.ceil(math.log(share) / math.log(p_null[0]))
         raise ValueError(
             f"n_max={n_max}: even {n_max} equal votes do not certify radius {radius[0]:g} at "
             f"alpha={alpha}; use at least n_max={least}"
         )
 
 
+def _fit_the_noise(self: Any, x: Tensor) -> None:
+    self.noise.check(x)
+
+
 class SmoothedClassifier:
-    """g(x): the class that the base classifier f most likely returns on x + N(0, sigma^2 I).
+    """g(x): the class that the base classifier f most likely returns on noisy copies of x.
 
     Args:
         base_classifier: f, any callable from images to logits ``(n, K)``; used in eval mode (a
             warning says so if it was in training mode) and left as found. Noisy images are not
-            clipped. A checkpoint of the course trained with another sigma gives a warning.
-        sigma: standard deviation of the noise, above 0, in pixel units.
+            clipped. A checkpoint of the course trained with other noise gives a warning.
+        sigma: standard deviation of Gaussian noise, above 0, in pixel units: copies are
+            x + N(0, sigma^2 I), radii in l2. Or another noise, ``Uniform(0.5)`` or ``Laplace(0.5)``
+            (radii in l1), ``Ablation(45)`` (radii in l0).
         num_classes: K, at least 2.
+
+    Attributes:
+        noise: the noise, with its norm.
+        sigma: of the noise, if it has one.
 
     Source: Cohen, Rosenfeld, Kolter (2019), "Certified adversarial robustness via randomized
     smoothing", section 3 and algorithm 1.
@@ -106,23 +122,27 @@ class SmoothedClassifier:
     """
 
     @declared(
-        base_classifier=function("from images to logits (n, K)"), sigma=SIGMA, num_classes=whole(2)
+        base_classifier=function("from images to logits (n, K)"), sigma=NOISE, num_classes=whole(2)
     )
     def __init__(
-        self, base_classifier: Callable[[Tensor], Tensor], sigma: float, num_classes: int
+        self, base_classifier: Callable[[Tensor], Tensor], sigma: float | Noise, num_classes: int
     ) -> None:
-        self.base_classifier, self.sigma, self.num_classes = base_classifier, sigma, num_classes
+        self.base_classifier, self.num_classes = base_classifier, num_classes
+        assert isinstance(sigma, Noise)  # the declaration has made one of a number
+        self.noise, self.sigma = sigma, getattr(sigma, "sigma", None)
         self.settled = False  # whether the memory layout was chosen, as `prepare` does
-        trained = getattr(base_classifier, "card", {}).get("sigma")
-        if trained is not None and trained != sigma:
-            warnings.warn(
-                f"sigma={sigma:g}: this checkpoint was trained with sigma {trained:g}; with other "
-                "noise it mostly certifies less",
-                UserWarning,
-                stacklevel=3,
-            )
+        card = getattr(base_classifier, "card", {})
+        for name in ("sigma", "keep"):
+            given, trained = getattr(sigma, name, None), card.get(name)
+            if None not in (given, trained) and given != trained:
+                warnings.warn(
+                    f"{name}={given:g}: this checkpoint was trained with {name} {trained:g}; with "
+                    "other noise it mostly certifies less",
+                    UserWarning,
+                    stacklevel=3,
+                )
 
-    @declared(n=whole(1), **{k: v for k, v in _sampled.items() if k != "alpha"})
+    @declared(_fit_the_noise, n=whole(1), **{k: v for k, v in _sampled.items() if k != "alpha"})
     def sample_under_noise(
         self, x: Tensor, n: int, generator: torch.Generator | None = None,
         batch_size: int | None = None,
@@ -142,16 +162,14 @@ class SmoothedClassifier:
         """
         batch_size = suited_batch(x) if batch_size is None else batch_size
         generator = given_or_fresh(generator, x)
-        together = max(1, batch_size // n)  # few copies of many images, or many copies of one
         votes = torch.zeros(len(x), self.num_classes + 1, dtype=torch.int64, device=x.device)
         with self._evaluated(x) as f, torch.inference_mode():
-            for first, noise in _noise(x, n, batch_size, together, self.sigma, generator):
-                noisy = noise.to(x.device).add_(x[first : first + together, None])
+            for first, noisy in self.noise.copies(x, n, batch_size, generator):
                 logits = logits_of(f, noisy.flatten(0, 1), self.num_classes)
                 # A last column for what is no vote: NaN, or infinite.
                 chosen = logits.argmax(1).masked_fill(~logits.isfinite().all(1), self.num_classes)
                 chosen = chosen.view(noisy.shape[:2])
-                votes[first : first + together].scatter_add_(1, chosen, torch.ones_like(chosen))
+                votes[first : first + len(chosen)].scatter_add_(1, chosen, torch.ones_like(chosen))
         if lost := int(votes[:, -1].sum()):
             warnings.warn(
                 f"f returned NaN or infinite logits for {lost} of {n * len(x)} noisy images; they "
@@ -180,7 +198,7 @@ class SmoothedClassifier:
                 with fast_layout(model, x) as fast:
                     yield fast
 
-    @declared(n=whole(1), **_sampled)
+    @declared(_fit_the_noise, n=whole(1), **_sampled)
     def predict(
         self, x: Tensor, n: int, alpha: float, *, generator: torch.Generator | None = None,
         batch_size: int | None = None,
@@ -203,16 +221,17 @@ class SmoothedClassifier:
         counts = self.sample_under_noise(x, n, generator, batch_size)
         return decide(counts, alpha)
 
-    @declared(enough, n0=whole(1), n=whole(1), bound=BOUND, **_sampled)
+    @declared(_fit_the_noise, enough, n0=whole(1), n=whole(1), bound=BOUND, **_sampled)
     def certify(
         self, x: Tensor, n0: int, n: int, alpha: float, bound: str = "one_class", *,
         generator: torch.Generator | None = None, batch_size: int | None = None,
     ) -> Certificates:  # fmt: skip
-        """CERTIFY: a class and an l2 radius within which g cannot change, or ABSTAIN.
+        """CERTIFY: a class and a radius within which g cannot change, or ABSTAIN.
 
         The class is chosen on n0 samples and its probability bounded on n fresh ones. For each
         image, with probability at least ``1 - alpha``, a returned class and radius R are true:
-        g(x + delta) is that class for every delta shorter than R.
+        g(x + delta) is that class for every delta shorter than R in the norm of the noise (in l0:
+        of at most R pixels; R = 0 says that x itself is of that class).
 
         Args:
             x, generator, batch_size: as for :meth:`sample_under_noise`.
@@ -225,30 +244,32 @@ class SmoothedClassifier:
         Returns:
             :class:`Certificates`, per image.
 
-        Source: Cohen et al. (2019), algorithm 1 and proposition 2; two classes: theorem 1.
+        Source: Cohen et al. (2019), algorithm 1 and proposition 2; two classes: theorem 1. For
+        other noise the same votes, with the radius of :class:`Noise`.
         """
         generator = given_or_fresh(generator, x)
         top = self.sample_under_noise(x, n0, generator, batch_size).argmax(1)
         counts = self.sample_under_noise(x, n, generator, batch_size)
-        radius, p_a = radii(counts, top, n, alpha, self.sigma, bound)
-        prediction = torch.where(torch.as_tensor(radius > 0), top.cpu(), ABSTAIN)
+        radius, p_a = radii(counts, top, n, alpha, self.noise, bound)
+        prediction = answered(top, radius, p_a)
         return Certificates(prediction, torch.as_tensor(radius), counts, torch.as_tensor(p_a))
 
-    @declared(_can_be_told_apart, radius=_RADII, **_n, **_sampled)
+    @declared(_fit_the_noise, _can_be_told_apart, radius=_RADII, **_n, **_sampled)
     def certify_at_radius(
         self, x: Tensor, radius: float | Sequence[float], alpha: float, n_max: int, *,
         n0: int = 100, generator: torch.Generator | None = None, batch_size: int | None = None,
     ) -> RadiusCertificates:  # fmt: skip
         """Is g certified at this radius? Samples only until the answer is clear.
 
-        A group-sequential test of "p_A is at most ``Phi(radius / sigma)``" for the class that n0
-        samples select. For each image, with probability at least ``1 - alpha``, a certified
-        radius is true. With a grid of radii one run answers for all of them, at the same alpha:
+        A group-sequential test of "p_A is at most what the radius needs", ``Phi(radius / sigma)``
+        under Gaussian noise, for the class that n0 samples select. For each image, with probability
+        at least ``1 - alpha``, a certified radius is true. With a grid of radii one run answers
+        for all of them, at the same alpha:
         the boundaries rise with the radius, so a false claim means that one fixed test erred.
 
         Args:
             x, generator, batch_size: as for :meth:`sample_under_noise`.
-            radius: in pixel units, above 0; or an increasing grid of radii.
+            radius: in pixel units (l0: pixels), above 0; or an increasing grid of radii.
             alpha: error probability in (0, 1), per image; spent as :func:`sequential.spending`
                 says, 10 % before the last look.
             n_max: largest number of estimation samples; enough that n_max equal votes would
@@ -267,7 +288,7 @@ class SmoothedClassifier:
         ([True], True)
         """
         grid, sizes = np.asarray(radius), sequential.looks(n_max)
-        plan = sequential.plan(special.ndtr(grid / self.sigma), alpha, sizes)
+        plan = sequential.plan(self.noise.needed(grid), alpha, sizes)
         generator = given_or_fresh(generator, x)
         top = self.sample_under_noise(x, n0, generator, batch_size).argmax(1)
         votes = np.zeros(len(x), dtype=np.int64)
@@ -290,7 +311,7 @@ class SmoothedClassifier:
         prediction = torch.where(largest > 0, top.cpu(), ABSTAIN)
         return RadiusCertificates(prediction, largest > 0, largest, torch.as_tensor(used))
 
-    @declared(gain=number("(0, inf)", "in pixel units"), **_n, **_sampled)
+    @declared(_fit_the_noise, gain=number("(0, inf)", "in pixel units"), **_n, **_sampled)
     def certify_anytime(
         self, x: Tensor, gain: float, alpha: float, n_max: int, *, n0: int = 100,
         generator: torch.Generator | None = None, batch_size: int | None = None,
@@ -324,7 +345,7 @@ class SmoothedClassifier:
         top = self.sample_under_noise(x, n0, generator, batch_size).argmax(1)
         votes = np.zeros(len(x), dtype=np.int64)
         used = np.zeros(len(x), dtype=np.int64)
-        radius = np.zeros(len(x))
+        p_a = np.zeros(len(x))
         going = np.arange(len(x))
         for size in sequential.looks(n_max):
             if len(going) == 0:
@@ -337,49 +358,9 @@ class SmoothedClassifier:
             lower = sequential.anytime_lower_bound(votes[going], size, alpha)
             best = sequential.best_case_bound(votes[going], size, n_max, alpha)
             # The bounds of all looks hold together, so the largest may be kept.
-            radius[going] = np.maximum(radius[going], bounds.certified_radius(lower, self.sigma))
-            hope = bounds.certified_radius(best, self.sigma) - radius[going]
+            p_a[going] = np.maximum(p_a[going], lower)
+            hope = self.noise.radius(best) - self.noise.radius(p_a[going])
             going = going[hope > gain]
-        prediction = torch.where(torch.as_tensor(radius > 0), top.cpu(), ABSTAIN)
+        radius = self.noise.radius(p_a)
+        prediction = answered(top, radius, p_a)
         return AnytimeCertificates(prediction, torch.as_tensor(radius), torch.as_tensor(used + n0))
-
-
-def _noise(
-    x: Tensor, n: int, batch_size: int, together: int, sigma: float, generator: torch.Generator
-) -> Iterator[tuple[int, Tensor]]:
-    """Noise for n copies of each image, batch by batch, with the first image that it is for.
-
-    Each is valid until the next one is asked for. On a CPU PyTorch makes normal numbers by
-    sixteens, and the rest of a tensor in another way. So they are drawn by sixteens, and what is
-    left over goes to the next batch: the numbers do not depend on the batch size. With several
-    threads they are drawn while the network works on the last batch: a generator uses one thread,
-    and the others would wait for it.
-    """
-    firsts = [(row, done) for row in range(0, len(x), together) for done in range(0, n, batch_size)]
-    shapes = [(len(x[row : row + together]), min(n - done, batch_size), *x.shape[1:])
-              for row, done in firsts]  # fmt: skip
-    largest = max(map(math.prod, shapes), default=0) + 32
-    buffers = [torch.empty(largest, dtype=x.dtype, device=generator.device) for _ in range(2)]
-    left = buffers[0][:0].clone()
-
-    def draw(turn: int) -> tuple[int, Tensor]:
-        nonlocal left
-        buffer, needed, old = buffers[turn % 2], math.prod(shapes[turn]), len(left)
-        end = old - (old - needed) // 16 * 16  # as many sixteens as are missing
-        with torch.inference_mode():
-            buffer[:old] = left
-            buffer[old:end].normal_(0, sigma, generator=generator)
-            left = buffer[needed:end].clone()
-            return firsts[turn][0], buffer[:needed].view(shapes[turn])
-
-    # On a GPU all is queued anyway, in the caller's stream; and one thread means one thread.
-    if generator.device.type != "cpu" or torch.get_num_threads() == 1:
-        yield from map(draw, range(len(shapes)))
-        return
-    with ThreadPoolExecutor(1) as thread:
-        ahead = thread.submit(draw, 0) if shapes else None
-        for turn in range(len(shapes)):
-            assert ahead is not None
-            found = ahead.result()
-            ahead = thread.submit(draw, turn + 1) if turn + 1 < len(shapes) else None
-            yield found

@@ -12,7 +12,8 @@ from scipy import stats
 from torch import Tensor
 
 from trustml_helpers import bounds
-from trustml_helpers._support.arguments import ALPHA, SIGMA, Rule, declared, number, one_of, whole
+from trustml_helpers._support.arguments import ALPHA, Rule, declared, number, one_of, whole
+from trustml_helpers.smoothing.noise import NOISE, Noise
 
 ABSTAIN = -1
 SHARES = (0.9, 0.1)  # of alpha, in the two-class bound: for the top class, for the other
@@ -116,9 +117,14 @@ def _classes_and_n(counts: Tensor, top: Tensor, n: int) -> None:
         raise ValueError(f"n={n}: expected at least the votes of each image")
 
 
-@declared(_classes_and_n, counts=_COUNTS, n=whole(1), alpha=ALPHA, sigma=SIGMA, bound=BOUND)
+@declared(_classes_and_n, counts=_COUNTS, n=whole(1), alpha=ALPHA, sigma=NOISE, bound=BOUND)
 def radii(
-    counts: Tensor, top: Tensor, n: int, alpha: float, sigma: float, bound: str = "one_class"
+    counts: Tensor,
+    top: Tensor,
+    n: int,
+    alpha: float,
+    sigma: float | Noise,
+    bound: str = "one_class",
 ) -> tuple[Floats, Floats]:
     """Certified radii and lower bounds of p_A from votes, as CERTIFY computes them.
 
@@ -126,21 +132,36 @@ def radii(
         counts: votes of the estimation samples ``(b, K)``.
         top: the class chosen on the selection samples, int64 ``(b,)``.
         n: number of estimation samples (more than the votes if some were lost).
-        alpha, sigma, bound: as for :meth:`SmoothedClassifier.certify`.
+        sigma: of Gaussian noise, or another noise, as for :class:`SmoothedClassifier`.
+        alpha, bound: as for :meth:`SmoothedClassifier.certify`.
 
     Returns:
-        radius and p_a, float64 ``(b,)``; radius 0 where nothing is certified.
+        radius and p_a, float64 ``(b,)``; radius 0 where nothing is certified (:func:`answered`
+        tells that from a certificate of no pixels).
     """
+    assert isinstance(sigma, Noise)  # the declaration has made one of a number
     top = top.to(counts.device)
     k = votes_for(counts, top)
     if bound == "one_class":
         p_a = bounds.lower_conf_bound(k, n, alpha)
-        return bounds.certified_radius(p_a, sigma), p_a
+        return sigma.radius(p_a), p_a
     p_a = bounds.lower_conf_bound(k, n, SHARES[0] * alpha)
     others = counts.scatter(1, top[:, None], -1).amax(1).cpu().numpy()
     lost = n - counts.sum(1).cpu().numpy()  # a lost vote might have been the rival's
     p_b = bounds.upper_conf_bound(others + lost, n, SHARES[1] * alpha)
-    return bounds.two_class_radius(p_a, p_b, sigma), p_a
+    return sigma.radius(p_a, p_b), p_a
+
+
+def answered(top: Tensor, radius: Floats, p_a: Floats) -> Tensor:
+    """The class ``(b,)`` where it is certain, ABSTAIN elsewhere.
+
+    It is where there is a radius, and where p_A is above 1/2: then it is the class of g at x, even
+    if in l0 not one pixel may change, which is a certificate of radius 0.
+
+    >>> answered(torch.tensor([7, 7]), np.array([0.0, 0.0]), np.array([0.51, 0.49])).tolist()
+    [7, -1]
+    """
+    return torch.where(torch.as_tensor((radius > 0) | (p_a > 0.5)), top.cpu(), ABSTAIN)
 
 
 def votes_for(counts: Tensor, top: Tensor) -> NDArray[np.int64]:

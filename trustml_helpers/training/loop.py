@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trustml_helpers import objectives, robustness
 from trustml_helpers._support.arguments import (
@@ -141,13 +142,15 @@ _DATA = Rule(
 @declared(
     _can_be_told, model=kind("a torch.nn.Module", nn.Module), train=_DATA, validation=maybe(_DATA),
     epochs=whole(1), batch_size=whole(1), precision=one_of("float32", "bfloat16"), seed=SEED,
+    average=maybe(number("[0, 1)", "a share that is kept")),
 )  # fmt: skip
 def fit(
     model: nn.Module, train: Data,
     objective: objectives.Objective | objectives.ByEpoch = objectives.standard, *, epochs: int,
     validation: Data | None = None, attacks: Mapping[str, Attack] | None = None,
-    best: str | None = None, batch_size: int = 128, optimizer: MakeOptimizer = adam,
-    scheduler: MakeScheduler | None = None, precision: str = "float32",
+    best: str | None = None, average: float | None = None, batch_size: int = 128,
+    optimizer: MakeOptimizer = adam, scheduler: MakeScheduler | None = None,
+    precision: str = "float32",
     checkpoint: str | Path | None = None, generators: Iterable[torch.Generator] = (),
     about: str = "", seed: int = 0, progress: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
@@ -168,6 +171,9 @@ def fit(
             ``"fgsm"`` and ``"pgd"``, catastrophic overfitting is recorded and warned of.
         best: a column of the history, such as ``"error pgd"``: at the end the model gets the
             weights of the epoch where it was smallest. If not given it keeps the last ones.
+        average: after every step, this share of a running average of the weights is kept, the rest
+            comes from the new ones: 0.998 looks back some 500 steps. What is validated, and what
+            the model gets in the end, is the average.
         batch_size: examples per step; the last, smaller minibatch of an epoch is used too.
         optimizer: makes the optimizer from the parameters, for example
             ``partial(torch.optim.SGD, lr=0.01, momentum=0.9)``; Adam at 1e-3 if not given.
@@ -202,7 +208,7 @@ def fit(
     (3, True)
     """
     with _begun(
-        model, train, validation, optimizer, scheduler, tuple(generators), checkpoint,
+        model, train, validation, optimizer, scheduler, tuple(generators), checkpoint, average,
         about=about, epochs=epochs, batch_size=batch_size, seed=seed, best=str(best),
         precision=precision, attacks=list(attacks or ()),
     ) as run, _bar(run, epochs, progress) as bar:  # fmt: skip
@@ -210,13 +216,15 @@ def fit(
             with _global_generator(seed, epoch * run.team.size + run.team.rank, train[0].device):
                 row = _one_epoch(run, train, objective, precision, bar, epoch, batches)
             run.team.same(model.buffers())
-            row |= run.team.first(lambda: _validate(model, validation, attacks or {}))
+            row |= run.team.first(lambda: _validate(run.judged, validation, attacks or {}))
             run.history.append({"epoch": epoch + 1, **row})
             _warn_of_overfitting(run.history)
             if best is not None and row[best] <= min(past[best] for past in run.history):
-                run.best = {name: value.clone() for name, value in model.state_dict().items()}
+                run.best = {k: value.clone() for k, value in run.judged.state_dict().items()}
             bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k.startswith("error")})
             run.save()
+    if average is not None:
+        model.load_state_dict(run.judged.state_dict())
     model.eval()
     import pandas as pd
 
@@ -231,7 +239,7 @@ def fit(
 def _begun(
     model: nn.Module, train: Data, validation: Data | None, optimizer: MakeOptimizer,
     scheduler: MakeScheduler | None, generators: tuple[torch.Generator, ...],
-    checkpoint: str | Path | None, **settings: Any,
+    checkpoint: str | Path | None, average: float | None, **settings: Any,
 ) -> Iterator[State]:  # fmt: skip
     """A run at its start, or where a kill left it; the same weights on every rank."""
     steps = -(-len(train[0]) // settings["batch_size"])
@@ -249,6 +257,10 @@ def _begun(
     us = team()
     settings["processes"] = us.size
     state = State(path, model, descent, schedule, generators, settings, us)
+    if average is not None:
+        settings["average"] = average
+        running = get_ema_multi_avg_fn(average)
+        state.average = AveragedModel(model, multi_avg_fn=running, use_buffers=True)
     with state.held():
         us.same([*model.parameters(), *model.buffers()])
         for generator in generators if us.rank else ():
@@ -312,6 +324,8 @@ def _one_epoch(
         losses.append(loss)
         lr = state.optimizer.param_groups[0]["lr"]
         state.optimizer.step()
+        if state.average:
+            state.average.update_parameters(model)
         if state.scheduler:
             state.scheduler.step()
         bar.update()

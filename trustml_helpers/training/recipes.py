@@ -1,8 +1,9 @@
 """Named ways to train: the networks of the course, the papers' settings for smoothing, quick ones.
 
 The published settings are those under which Jeong & Shin (2020) compared these methods on MNIST,
-with LeNet. A ``quick_`` recipe is the same objective with fewer passes, fewer noisy copies and
-fewer attack steps, for a CPU. ``trustml train --help`` lists them all.
+with LeNet, and for what came later those of the authors' programs. A ``quick_`` recipe is the same
+objective with fewer passes, fewer noisy copies and fewer attack steps, for a CPU. ``trustml train
+--help`` lists them all.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, StepLR
 
-from trustml_helpers import attacks, models, objectives
+from trustml_helpers import attacks, bounds, models, objectives, smoothing
+from trustml_helpers._support.calling import digest
+from trustml_helpers._support.randomness import keyed_generator
 from trustml_helpers.objectives import ByEpoch, Objective
 from trustml_helpers.training import loop as training
 
@@ -38,14 +41,17 @@ class Recipe:
     """All that decides how a network is trained, but the seed; ``replace`` changes a part of it.
 
     Args:
-        make: ``(sigma, generator) -> objective``, or ``(eps, generator)`` where there is no noise.
+        make: ``(sigma, generator) -> objective``, or ``(eps, generator)`` where there is no noise,
+            or ``(noise, generator)``.
         words: the objective and its settings, for a card.
         copies: forward and backward passes per image and epoch, at sigma 0.5.
         source: where the settings are from.
-        sigma: standard deviation of the noise; None: there is none.
+        sigma: standard deviation of Gaussian noise; None: there is none.
+        noise: of another kind, if there is any.
         eps: radius of the l-inf ball of the attack; None: there is none, or it is not to choose.
-        epochs, batch_size, optimizer, scheduler, precision, best: as for :func:`training.fit`; with
-            eps, validation measures the errors under ``"fgsm"`` and ``"pgd"``, too.
+        epochs, batch_size, optimizer, scheduler, precision, best, average: as for
+            :func:`training.fit`; with eps, validation measures the errors under ``"fgsm"`` and
+            ``"pgd"``, too.
         channels_last: memory layout of the weights.
         architecture: name of the network.
 
@@ -58,6 +64,7 @@ class Recipe:
     copies: int = 1
     source: str = ""
     sigma: float | None = 0.5
+    noise: smoothing.Noise | None = None
     eps: float | None = None
     epochs: int = 90
     batch_size: int = 256
@@ -65,6 +72,7 @@ class Recipe:
     scheduler: training.MakeScheduler | None = every_third
     precision: str = "float32"
     best: str | None = None
+    average: float | None = None
     channels_last: bool = False
     architecture: str = "LeNet"
 
@@ -76,7 +84,7 @@ class Recipe:
 
     def objective(self, generator: torch.Generator) -> Objective | ByEpoch:
         """What to minimise; all that it draws comes from the generator."""
-        return self.make(self.eps if self.sigma is None else self.sigma, generator)
+        return self.make(self.noise or (self.eps if self.sigma is None else self.sigma), generator)
 
 
 # --- networks that are to be smoothed -------------------------------------------------------------
@@ -88,15 +96,19 @@ def _consistency(sigma: float, generator: torch.Generator) -> Objective:
 
 def _smoothadv(
     sigma: float, generator: torch.Generator, *, lam: float = 0.0, samples: int = 4,
-    steps: int = 10, ramp: int = 10,
+    steps: int = 10, ramp: int = 10, wait: int = 0,
 ) -> ByEpoch:  # fmt: skip
-    """eps grows in equal steps over the first ``ramp`` epochs to 255/256."""
+    """From epoch ``wait`` on eps grows in equal steps over ``ramp`` epochs to 255/256; before,
+    there is Gaussian noise alone."""
+    first = objectives.gaussian(sigma, generator=generator)
 
     def at(epoch: float) -> Objective:
+        if epoch < wait:
+            return first
+        eps, eta = 255 / 256 * _grown(epoch - wait, ramp), 0.5 if lam else 0.0
         return objectives.smoothadv(
-            sigma, 255 / 256 * _grown(epoch, ramp), lam, 0.5 if lam else 0.0, samples=samples,
-            steps=steps, generator=generator,
-        )  # fmt: skip
+            sigma, eps, lam, eta, samples=samples, steps=steps, generator=generator
+        )
 
     return ByEpoch(at)
 
@@ -111,17 +123,68 @@ def _macer(
 
 
 def _smoothmix(
-    sigma: float, generator: torch.Generator, *, samples: int = 4, longest: int = 8, ramp: int = 10
-) -> ByEpoch:
-    """Two steps of length 1 at sigma .25, four at .5, eight at 1, or ``longest``."""
+    sigma: float, generator: torch.Generator, *, samples: int = 4, longest: int = 8,
+    ramp: int = 10, wait: int = 0,
+) -> ByEpoch:  # fmt: skip
+    """Two steps of length 1 at sigma .25, four at .5, eight at 1, or ``longest``; up to epoch
+    ``wait`` Gaussian noise alone."""
+    first = objectives.gaussian(sigma, generator=generator)
 
     def at(epoch: float) -> Objective:
+        if epoch < wait:
+            return first
         return objectives.smoothmix(
             sigma, 5.0, samples=samples, steps=min(round(8 * sigma), longest),
-            warm=_grown(epoch, ramp), generator=generator,
+            warm=_grown(epoch - wait, ramp), generator=generator,
         )  # fmt: skip
 
     return ByEpoch(at)
+
+
+def _cat_rs(
+    sigma: float, generator: torch.Generator, *, samples: int = 4, steps: int = 4,
+    votes: int = 10_000, wait: int = 0,
+) -> ByEpoch:  # fmt: skip
+    """One teacher for all sigma, as in the authors' program; Gaussian noise until ``wait``."""
+    shares = _counted_once("mnist_lenet_gaussian_0.25", 0.25, votes)
+    first = objectives.gaussian(sigma, generator=generator)
+    then = objectives.cat_rs(sigma, shares, samples=samples, steps=steps, generator=generator)
+    return ByEpoch(lambda epoch: first if epoch < wait else then)
+
+
+def _easy(sigma: float, generator: torch.Generator, *, votes: int = 32, **rest: Any) -> ByEpoch:
+    """SmoothAdv with consistency; the Gaussian network of this sigma says which images are easy.
+
+    An image is drawn in proportion to the radius that its votes certify at alpha 0.1, at least
+    that of three quarters of them; never where fewer than half are right.
+    """
+    shares = _counted_once(f"mnist_lenet_gaussian_{float(sigma)}", sigma, votes)
+    inner = _smoothadv(sigma, generator, lam=1.0, **rest)
+
+    def weights(x: Tensor, y: Tensor) -> Tensor:
+        right = shares(x).gather(1, y[:, None])[:, 0].cpu()
+        p_a = bounds.lower_conf_bound((right.clamp(min=0.75) * votes).round(), votes, 0.1)
+        return torch.as_tensor(bounds.certified_radius(p_a, sigma)) * (right >= 0.5)
+
+    return ByEpoch(
+        lambda epoch: objectives.reweighted(inner.at(epoch), weights, generator=generator)
+    )
+
+
+def _counted_once(network: str, sigma: float, votes: int) -> Callable[[Tensor], Tensor]:
+    """Vote shares ``(n, 10)`` of a network of the course, counted when an image is first seen."""
+    teacher = smoothing.SmoothedClassifier(models.load(network), sigma, 10)
+    known: dict[str, Tensor] = {}
+
+    def shares(x: Tensor) -> Tensor:
+        keys = [digest(image) for image in x]
+        for key, image in zip(keys, x, strict=True):
+            if key not in known:  # noise of its own: the same votes also after a kill
+                own = keyed_generator(0, int(key[:15], 16))
+                known[key] = teacher.sample_under_noise(image[None], votes, own)[0] / votes
+        return torch.stack([known[key] for key in keys])
+
+    return shares
 
 
 def _grown(epoch: float, ramp: int) -> float:
@@ -147,7 +210,7 @@ PUBLISHED = {
         f"Salman et al. (2019), as in {_JEONG}", batch_size=64,
     ),
     "smoothadv_consistency": Recipe(
-        partial(_smoothadv, lam=5.0), "SmoothAdv (m 4, 10 steps) with consistency, lambda 5, "
+        partial(_smoothadv, lam=1.0), "SmoothAdv (m 4, 10 steps) with consistency, lambda 1, "
         "eta .5", 44, _JEONG, batch_size=64,
     ),
     "macer": Recipe(
@@ -158,23 +221,44 @@ PUBLISHED = {
         _smoothmix, "SmoothMix with the one-step adversary, m 4, eta 5, 2, 4, 8 steps of 1 at "
         "sigma .25, .5, 1", 24, "Jeong et al. (2021), MNIST", batch_size=64,
     ),
+    "cat_rs": Recipe(
+        _cat_rs, "CAT-RS, m 4, 4 steps of .5, lambda 1; soft labels: 10,000 votes of the Gaussian "
+        "network of sigma .25", 24, "Jeong et al. (2023), MNIST", epochs=150, batch_size=64,
+    ),
 }  # fmt: skip
 _lean: dict[str, Any] = {"precision": "bfloat16", "channels_last": True}  # fast on most CPUs
 _quick = partial(
     replace, epochs=16, optimizer=fast, scheduler=training.triangular(0.1, top=0.3), **_lean
 )
+# Where the loss attacks, a running average of the weights counts for more than anything else tried.
+_attacked = partial(
+    _quick,
+    copies=8,
+    epochs=12,
+    batch_size=128,
+    optimizer=partial(fast, lr=0.05),
+    scheduler=training.triangular(0.05, top=0.3),
+    average=0.998,
+)
 QUICK = {
     "quick_gaussian": _quick(PUBLISHED["gaussian"], epochs=8),
     "quick_stability": _quick(PUBLISHED["stability"]),
     "quick_consistency": _quick(PUBLISHED["consistency"]),
-    "quick_smoothadv": _quick(
-        PUBLISHED["smoothadv"], make=partial(_smoothadv, samples=2, steps=2, ramp=2), copies=6,
-        words="SmoothAdv, m 2, 2 steps, eps 255/256 after 2 epochs", epochs=8, batch_size=128,
+    "quick_smoothadv": _attacked(
+        PUBLISHED["smoothadv"], make=partial(_smoothadv, samples=2, steps=3, ramp=2, wait=3),
+        words="Gaussian noise for 3 epochs, then SmoothAdv, m 2, 3 steps, eps 255/256 after 2",
     ),
-    "quick_smoothadv_consistency": _quick(
-        PUBLISHED["smoothadv_consistency"], copies=6, epochs=8, batch_size=128,
-        make=partial(_smoothadv, lam=5.0, samples=2, steps=2, ramp=2),
-        words="SmoothAdv (m 2, 2 steps) with consistency, lambda 5, eta .5",
+    "quick_smoothadv_consistency": _attacked(
+        PUBLISHED["smoothadv_consistency"],
+        make=partial(_smoothadv, lam=1.0, samples=2, steps=3, ramp=2, wait=3),
+        words="Gaussian noise for 3 epochs, then SmoothAdv (m 2, 3 steps, eps 255/256 after 2) "
+        "with consistency, lambda 1, eta .5",
+    ),
+    "quick_easy": _attacked(
+        PUBLISHED["smoothadv_consistency"],
+        make=partial(_easy, samples=2, steps=3, ramp=2, wait=3), source="after Sun et al. (2025)",
+        words="as quick_smoothadv_consistency, but images that the Gaussian network gets wrong are "
+        "discarded and the others drawn by their certified radius",
     ),
     # The radius is added at a rate of 0.001, as in the published schedule: at 0.003 and 0.03
     # accuracy fell and did not come back.
@@ -183,10 +267,16 @@ QUICK = {
         words="MACER, k 6, lambda 16 (6 at sigma 1) from epoch 3 on, beta 16, gamma 8",
         batch_size=128, optimizer=partial(fast, lr=0.01), scheduler=every_third,
     ),
-    "quick_smoothmix": _quick(
-        PUBLISHED["smoothmix"], make=partial(_smoothmix, samples=2, longest=2, ramp=2), copies=8,
-        words="SmoothMix with the one-step adversary, m 2, eta 5, 2 steps of 1", epochs=8,
-        batch_size=128,
+    "quick_smoothmix": _attacked(
+        PUBLISHED["smoothmix"],
+        make=partial(_smoothmix, samples=2, longest=4, ramp=2, wait=3), copies=12,
+        words="Gaussian noise for 3 epochs, then SmoothMix with the one-step adversary, m 2, eta "
+        "5, 2 steps of 1 at sigma .25, 4 from .5 on",
+    ),
+    "quick_cat_rs": _attacked(
+        PUBLISHED["cat_rs"], make=partial(_cat_rs, samples=2, steps=2, votes=32, wait=3),
+        words="Gaussian noise for 3 epochs, then CAT-RS, m 2, 2 steps of 1, lambda 1; soft labels: "
+        "32 votes of the Gaussian network of sigma .25",
     ),
 }  # fmt: skip
 
@@ -265,6 +355,12 @@ COURSE = {
     "course_gaussian": replace(
         PUBLISHED["gaussian"], words="cross-entropy under Gaussian noise", epochs=30,
         optimizer=fast, scheduler=training.triangular(0.1), channels_last=True,
+    ),
+    "ablation": Recipe(
+        lambda noise, generator: objectives.noisy(noise, generator=generator),
+        "cross-entropy on digits of which 45 pixels are kept", 1, "Levine & Feizi (2020)",
+        sigma=None, noise=smoothing.Ablation(45), epochs=40, batch_size=128,
+        architecture="AblationCNN", channels_last=True, **_adam(0.003),
     ),
     "denoiser": Recipe(
         partial(_denoising, alone=8), f"denoiser, squared error, from epoch 8 on stability of "

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 from trustml_helpers._support.files import only_writer, replace_file
 from trustml_helpers._support.ledger import same_run
@@ -33,6 +34,7 @@ class State:
         team: the processes of the run; rank 0 writes, each has generators of its own.
         history: one row per epoch.
         best: the weights that will be kept.
+        average: of the weights of all steps, where one is wanted.
     """
 
     path: Path | None
@@ -44,6 +46,12 @@ class State:
     team: Team
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
+    average: AveragedModel | None = None
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is validated and handed over: the average, or the last one."""
+        return self.average.module if self.average else self.model
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -68,6 +76,8 @@ class State:
 
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        if self.average:
+            tensors |= {f"average.{k}": value for k, value in self.average.state_dict().items()}
         for rank, states in enumerate(drawn):
             tensors |= {f"generator.{rank}.{i}": state for i, state in enumerate(states)}
         moments, plain = self.optimizer.state_dict(), {}
@@ -121,6 +131,8 @@ class State:
             self._step_again(len(history) * self.settings["steps_per_epoch"])
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.model.load_state_dict(part("model."))
+        if self.average:
+            self.average.load_state_dict(part("average."))
         drawn = part(f"generator.{self.team.rank}.")
         for i, generator in enumerate(self.generators):
             generator.set_state(drawn[str(i)])
