@@ -215,8 +215,9 @@ def network(valid):
 
 NETWORK = {"model", "models", "self", "smoothed"}
 ASKED = [
-    name for name, each in FUNCTIONS.items() if NETWORK & inspect.signature(each).parameters.keys()
-]
+    name for name, each in FUNCTIONS.items()
+    if NETWORK & inspect.signature(each).parameters.keys() and ".noise." not in name
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -488,10 +489,12 @@ NOT_HERE = {
                 "norm_balls", "perturbations", "plane", "regions", "rungs", "sandwich",
                 # of one form: test_figures.py
                 "shifted_densities", "show", "smallest_eps", "tie", "vote"},
-    "models": {"Denoised.forward", "Denoiser.forward", "EfficientNetLite0.forward",
-               "Grouped.forward", "available", "checkpoint_folder"},  # test_models.py
+    "models": {"AblationCNN.forward", "Denoised.forward", "Denoiser.forward",
+               "EfficientNetLite0.forward", "Grouped.forward", "available",
+               "checkpoint_folder"},  # test_models.py
     "robustness": {"progress_bar"},
-    "smoothing": {"as_given", "enough"},
+    "smoothing": {"Ablation.check", "Noise.check", "Noise.copies", "answered", "as_given", "enough",
+                  "noise_from"},  # test_noise.py
     "training": {"Recipe.objective", "Recipe.scheduler", "catastrophic_overfitting"},
     "widgets": {"Explorer.figure", "Explorer.set"},
 }  # fmt: skip

@@ -11,6 +11,7 @@ from scipy.stats import beta, norm
 
 from trustml_helpers import bounds, certification
 from trustml_helpers.certification import LogError, audit_log, predict_acr
+from trustml_helpers.smoothing import noise_from
 
 
 def made(alpha, n, sigma, printed, *, rows=300, seed=0):
@@ -161,9 +162,8 @@ def test_the_stored_logs_pass():
 
     for path in (data.data_folder() / "results").rglob("*.tsv"):
         about = json.loads(path.with_suffix(".json").read_text())
-        sigma, n, alpha = (about[key] for key in ("sigma", "n", "alpha"))
         log = certification.read_log(path, "one_class")
-        assert audit_log(log, sigma, alpha=alpha, n=n).passed
+        assert audit_log(log, noise_from(about), alpha=about["alpha"], n=about["n"]).passed
 
 
 # --- two-class radii ------------------------------------------------------------------------------

@@ -648,7 +648,7 @@ def test_logs_of_one_name_are_told_apart_by_their_folders(trustml, tmp_path, mon
         )
     code, out, err = trustml(f"plot {' '.join(logs)} --output curves.png")
     assert code == 0, err
-    rows = [line.split() for line in out.splitlines()[1:-1]]
+    rows = [line.split() for line in out.splitlines()[2:-1]]
     assert [row[0] for row in rows] == ["one", "a/one", "x/b/one", "y/b/one", "two"]
     assert [row[-3] for row in rows] == ["1.0000", "2.0000", "3.0000", "4.0000", "5.0000"]  # ACR
 
@@ -860,7 +860,7 @@ def _pictures(folder, sizes):
 def test_a_folder_of_pictures(trustml, own, monkeypatch):
     asked = []
     monkeypatch.setattr(certification, "certify_dataset", lambda *a, **k: asked.append((a, k)))
-    monkeypatch.setattr(certify, "_print", lambda tables: None)
+    monkeypatch.setattr(certify, "_print", lambda *given: None)
     line = "certify own_nets:build log.tsv --sigma 0.25 --data"
 
     _pictures(Path("numbered"), [("0/b.png", (8, 6)), ("2/a.jpg", (8, 6)), ("2/deep.PNG", (8, 6))])

@@ -31,7 +31,7 @@ _PACKED = (
     "trustml_helpers/**/*.py", "pyproject.toml", "LICENSE", "notebooks/0*.ipynb",
     "data/mnist/*", "data/images/*.*g", "data/images/*.csv", "data/images/README.md",
     "data/checkpoints/README.md", "data/checkpoints/mnist_*",
-    "data/published/*", "data/results/README.md", "data/results/*/*",
+    "data/published/*", "data/results/README.md", "data/results/*/*.[!p]*",  # no scripts
 )  # fmt: skip
 _README = f"""# Homework 1 on adversarial robustness
 

@@ -84,7 +84,7 @@ def certify(
     )  # fmt: skip
     if int(os.environ.get("RANK", "0")) == 0:
         typer.echo(f"{smoothed.noise}, radii in {smoothed.noise.norm}")
-        _print({log.stem: table})
+        _print({log.stem: table}, smoothed.noise.norm)
         typer.echo(f"wrote {log}")
 
 
@@ -171,15 +171,16 @@ def plot(
         raise ValueError(f"logs: radii of different norms have no common axis ({said}); draw each "
                          "norm by itself")  # fmt: skip
     tables = {name: certification.read_log(path) for name, path in names.items()}
-    typer.echo(f"radii in {norms[next(iter(names))]}")
-    _print(tables)  # refuses a log without rows before anything is written
+    norm = norms[next(iter(names))]
+    typer.echo(f"radii in {norm}")
+    _print(tables, norm)  # refuses a log without rows before anything is written
     from trustml_helpers import figures
 
     largest = max(float(table["radius"].max()) for table in tables.values())
     radii = torch.linspace(0, 1.05 * largest or 1.0, points).tolist()
     figure = figures.certified(
         radii, {name: certification.certified_accuracy(t, radii) for name, t in tables.items()},
-        norm=norms[next(iter(names))],
+        norm=norm,
     )  # fmt: skip
     figure.savefig(output)
     typer.echo(f"wrote {output}")
@@ -293,11 +294,10 @@ def _noise(name: str, about: dict[str, Any], given: dict[str, Any]) -> smoothing
     return smoothing.noise_from(about)
 
 
-def _print(logs: dict[str, pd.DataFrame]) -> None:
+def _print(logs: dict[str, pd.DataFrame], norm: str = "l2") -> None:
     largest = max((log["radius"].max() for log in logs.values() if len(log)), default=0.0)
-    step = next((step for step in (0.05, 0.1, 0.25) if largest < 8 * step), 0.5)
-    if all((log["radius"] % 1 == 0).all() for log in logs.values()):
-        step = 1.0  # pixels
+    steps = (0.05, 0.1, 0.25) if norm != "l0" else ()  # whole pixels
+    step = next((step for step in steps if largest < 8 * step), 0.5 if steps else 1.0)
     while largest > 40 * step:  # a table of places that can still be read
         step *= 2
     # Rounded: 3 * 0.1 is more than 0.3, and 0.3 / 0.1 less than 3.
