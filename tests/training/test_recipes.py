@@ -81,14 +81,17 @@ def test_cat_rs_learns_from_one_teacher_for_all_sigma(made, monkeypatch, sigma):
     assert made("cat_rs", sigma) == expected
 
 
-def test_a_teachers_votes_are_counted_once_and_the_same_in_any_order():
+def test_a_teachers_votes_are_counted_once_and_the_same_in_any_order(monkeypatch):
+    network, counted = models.load("mnist_lenet_gaussian_1.0"), []
+    network.register_forward_hook(lambda m, inputs, _: counted.append(len(inputs[0])))
+    monkeypatch.setattr(models, "load", lambda name: network)
     x = data.load_mnist("validation")[0][:40]
     shares, again = (recipes._counted_once("mnist_lenet_gaussian_1.0", 1.0, 50) for _ in "ab")
     first = shares(x)
-    network, seen = models.load("mnist_lenet_gaussian_1.0"), []
-    network.register_forward_hook(lambda m, inputs, _: seen.append(len(inputs[0])))
-    assert torch.equal(again(x.flip(0)).flip(0), first)
+    assert sum(counted) == 40 * 50
     assert torch.equal(shares(x[10:30]), first[10:30])
+    assert sum(counted) == 40 * 50
+    assert torch.equal(again(x.flip(0)).flip(0), first)
     expected = SmoothedClassifier(network, 1.0, 10).sample_under_noise(
         x, 4000, torch.Generator().manual_seed(0)
     )  # each share of 50 votes within 5 standard deviations: one in 4,000 runs would fail
@@ -115,7 +118,13 @@ AVERAGED = sorted(name for name in recipes.QUICK if recipes.QUICK[name].average)
 def test_quick_attacks_begin_with_noise_alone(made, name):
     for epoch in (0.0, 2.99):
         assert made(name, 0.5, epoch) == ("gaussian", (0.5,), {})
-    assert made(name, 0.5, 3.0)[0] == name.removeprefix("quick_").removesuffix("_consistency")
+    for epoch, grown in ((3.0, 0.5), (3.99, 0.5), (4.0, 1.0), (11.0, 1.0)):
+        kind, given, named = made(name, 0.5, epoch)
+        assert kind == name.removeprefix("quick_").removesuffix("_consistency")
+        if kind == "smoothadv":
+            assert given[1] == pytest.approx(255 / 256 * grown)
+        if kind == "smoothmix":
+            assert named["warm"] == grown
 
 
 def test_published_optimisation():

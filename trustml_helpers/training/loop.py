@@ -256,11 +256,12 @@ def _begun(
     schedule = scheduler(descent, total) if scheduler else None
     us = team()
     settings["processes"] = us.size
-    state = State(path, model, descent, schedule, generators, settings, us)
+    averaged = None
     if average is not None:
         settings["average"] = average
         running = get_ema_multi_avg_fn(average)
-        state.average = AveragedModel(model, multi_avg_fn=running, use_buffers=True)
+        averaged = AveragedModel(model, multi_avg_fn=running, use_buffers=True)
+    state = State(path, model, descent, schedule, generators, settings, us, average=averaged)
     with state.held():
         us.same([*model.parameters(), *model.buffers()])
         for generator in generators if us.rank else ():

@@ -96,16 +96,12 @@ def _consistency(sigma: float, generator: torch.Generator) -> Objective:
 
 def _smoothadv(
     sigma: float, generator: torch.Generator, *, lam: float = 0.0, samples: int = 4,
-    steps: int = 10, ramp: int = 10, wait: int = 0,
+    steps: int = 10, ramp: int = 10,
 ) -> ByEpoch:  # fmt: skip
-    """From epoch ``wait`` on eps grows in equal steps over ``ramp`` epochs to 255/256; before,
-    there is Gaussian noise alone."""
-    first = objectives.gaussian(sigma, generator=generator)
+    """eps grows in equal steps over the first ``ramp`` epochs to 255/256."""
 
     def at(epoch: float) -> Objective:
-        if epoch < wait:
-            return first
-        eps, eta = 255 / 256 * _grown(epoch - wait, ramp), 0.5 if lam else 0.0
+        eps, eta = 255 / 256 * _grown(epoch, ramp), 0.5 if lam else 0.0
         return objectives.smoothadv(
             sigma, eps, lam, eta, samples=samples, steps=steps, generator=generator
         )
@@ -123,19 +119,14 @@ def _macer(
 
 
 def _smoothmix(
-    sigma: float, generator: torch.Generator, *, samples: int = 4, longest: int = 8,
-    ramp: int = 10, wait: int = 0,
-) -> ByEpoch:  # fmt: skip
-    """Two steps of length 1 at sigma .25, four at .5, eight at 1, or ``longest``; up to epoch
-    ``wait`` Gaussian noise alone."""
-    first = objectives.gaussian(sigma, generator=generator)
+    sigma: float, generator: torch.Generator, *, samples: int = 4, longest: int = 8, ramp: int = 10
+) -> ByEpoch:
+    """Two steps of length 1 at sigma .25, four at .5, eight at 1, or ``longest``."""
 
     def at(epoch: float) -> Objective:
-        if epoch < wait:
-            return first
         return objectives.smoothmix(
             sigma, 5.0, samples=samples, steps=min(round(8 * sigma), longest),
-            warm=_grown(epoch - wait, ramp), generator=generator,
+            warm=_grown(epoch, ramp), generator=generator,
         )  # fmt: skip
 
     return ByEpoch(at)
@@ -143,23 +134,37 @@ def _smoothmix(
 
 def _cat_rs(
     sigma: float, generator: torch.Generator, *, samples: int = 4, steps: int = 4,
-    votes: int = 10_000, wait: int = 0,
-) -> ByEpoch:  # fmt: skip
-    """One teacher for all sigma, as in the authors' program; Gaussian noise until ``wait``."""
+    votes: int = 10_000,
+) -> Objective:  # fmt: skip
+    """One teacher for all sigma, as in the authors' program."""
     shares = _counted_once("mnist_lenet_gaussian_0.25", 0.25, votes)
+    return objectives.cat_rs(sigma, shares, samples=samples, steps=steps, generator=generator)
+
+
+def _noise_first(make: Make, sigma: float, generator: torch.Generator) -> ByEpoch:
+    """Gaussian noise alone for three epochs, then what ``make`` begins with."""
     first = objectives.gaussian(sigma, generator=generator)
-    then = objectives.cat_rs(sigma, shares, samples=samples, steps=steps, generator=generator)
-    return ByEpoch(lambda epoch: first if epoch < wait else then)
+    then = make(sigma, generator)
+
+    def at(epoch: float) -> Objective:
+        if epoch < 3:
+            return first
+        return then.at(epoch - 3) if isinstance(then, ByEpoch) else then
+
+    return ByEpoch(at)
 
 
-def _easy(sigma: float, generator: torch.Generator, *, votes: int = 32, **rest: Any) -> ByEpoch:
-    """SmoothAdv with consistency; the Gaussian network of this sigma says which images are easy.
+def _easy(
+    make: Callable[[float, torch.Generator], ByEpoch], sigma: float, generator: torch.Generator, *,
+    votes: int = 32,
+) -> ByEpoch:  # fmt: skip
+    """What ``make`` does, by epoch, on images that are easy for the Gaussian network of this sigma.
 
     An image is drawn in proportion to the radius that its votes certify at alpha 0.1, at least
     that of three quarters of them; never where fewer than half are right.
     """
     shares = _counted_once(f"mnist_lenet_gaussian_{float(sigma)}", sigma, votes)
-    inner = _smoothadv(sigma, generator, lam=1.0, **rest)
+    inner = make(sigma, generator)
 
     def weights(x: Tensor, y: Tensor) -> Tensor:
         right = shares(x).gather(1, y[:, None])[:, 0].cpu()
@@ -230,33 +235,28 @@ _lean: dict[str, Any] = {"precision": "bfloat16", "channels_last": True}  # fast
 _quick = partial(
     replace, epochs=16, optimizer=fast, scheduler=training.triangular(0.1, top=0.3), **_lean
 )
-# Where the loss attacks, a running average of the weights counts for more than anything else tried.
 _attacked = partial(
-    _quick,
-    copies=8,
-    epochs=12,
-    batch_size=128,
-    optimizer=partial(fast, lr=0.05),
-    scheduler=training.triangular(0.05, top=0.3),
-    average=0.998,
-)
+    _quick, copies=8, epochs=12, batch_size=128, optimizer=partial(fast, lr=0.05),
+    scheduler=training.triangular(0.05, top=0.3), average=0.998,
+)  # fmt: skip
+_quick_consistent = partial(_noise_first, partial(_smoothadv, lam=1.0, samples=2, steps=3, ramp=2))
 QUICK = {
     "quick_gaussian": _quick(PUBLISHED["gaussian"], epochs=8),
     "quick_stability": _quick(PUBLISHED["stability"]),
     "quick_consistency": _quick(PUBLISHED["consistency"]),
     "quick_smoothadv": _attacked(
-        PUBLISHED["smoothadv"], make=partial(_smoothadv, samples=2, steps=3, ramp=2, wait=3),
+        PUBLISHED["smoothadv"],
+        make=partial(_noise_first, partial(_smoothadv, samples=2, steps=3, ramp=2)),
         words="Gaussian noise for 3 epochs, then SmoothAdv, m 2, 3 steps, eps 255/256 after 2",
     ),
     "quick_smoothadv_consistency": _attacked(
-        PUBLISHED["smoothadv_consistency"],
-        make=partial(_smoothadv, lam=1.0, samples=2, steps=3, ramp=2, wait=3),
+        PUBLISHED["smoothadv_consistency"], make=_quick_consistent,
         words="Gaussian noise for 3 epochs, then SmoothAdv (m 2, 3 steps, eps 255/256 after 2) "
         "with consistency, lambda 1, eta .5",
     ),
     "quick_easy": _attacked(
-        PUBLISHED["smoothadv_consistency"],
-        make=partial(_easy, samples=2, steps=3, ramp=2, wait=3), source="after Sun et al. (2025)",
+        PUBLISHED["smoothadv_consistency"], make=partial(_easy, _quick_consistent),
+        source="after Sun et al. (2025)",
         words="as quick_smoothadv_consistency, but images that the Gaussian network gets wrong are "
         "discarded and the others drawn by their certified radius",
     ),
@@ -269,12 +269,13 @@ QUICK = {
     ),
     "quick_smoothmix": _attacked(
         PUBLISHED["smoothmix"],
-        make=partial(_smoothmix, samples=2, longest=4, ramp=2, wait=3), copies=12,
+        make=partial(_noise_first, partial(_smoothmix, samples=2, longest=4, ramp=2)), copies=12,
         words="Gaussian noise for 3 epochs, then SmoothMix with the one-step adversary, m 2, eta "
         "5, 2 steps of 1 at sigma .25, 4 from .5 on",
     ),
     "quick_cat_rs": _attacked(
-        PUBLISHED["cat_rs"], make=partial(_cat_rs, samples=2, steps=2, votes=32, wait=3),
+        PUBLISHED["cat_rs"],
+        make=partial(_noise_first, partial(_cat_rs, samples=2, steps=2, votes=32)),
         words="Gaussian noise for 3 epochs, then CAT-RS, m 2, 2 steps of 1, lambda 1; soft labels: "
         "32 votes of the Gaussian network of sigma .25",
     ),
