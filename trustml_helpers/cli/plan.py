@@ -14,6 +14,7 @@ from trustml_helpers import models
 from trustml_helpers._support.arguments import SEED, SIGMA, declared, each, one_of, whole
 from trustml_helpers.certification import METHOD_NAMES, read_log
 from trustml_helpers.smoothing import enough
+from trustml_helpers.training import RECIPES
 
 SIGMAS = (0.25, 0.5, 1.0)
 NAMED = ("smoothmix", "cat_rs", "easy")  # are part of a study only where they are named
@@ -66,14 +67,23 @@ def steps(
             ``folder / "checkpoints"``.
         methods, sigmas: which networks; each is certified under the noise it was trained with.
         n, every, seed: samples per image, which test images, the seed of training and noise.
-        prefix: of the recipe: ``"quick_"``, or ``""`` for the published settings.
+        prefix: of the recipe: ``"quick_"``, ``"night_"``, or ``""`` for the published settings.
         execution: further options of every ``certify``, such as ``["--dtype", "bfloat16"]``.
+
+    Raises:
+        ValueError: if a method has no recipe of this prefix.
 
     >>> first = steps(Path("out"), methods=["macer"], sigmas=[0.5])[0]
     >>> " ".join(first.words[:5])
     'train mnist_lenet_macer_0.5 --recipe quick_macer --sigma'
     """
     enough(n, ALPHA, "two_class")  # certify would refuse it after hours of training
+    methods = tuple(methods)
+    for method in methods:
+        if f"{prefix}{method}" not in RECIPES:
+            has = [name for name in METHOD_NAMES if f"{prefix}{name}" in RECIPES]
+            raise ValueError(f"method={method!r}: no recipe {prefix}{method}; there are recipes "
+                             f"for {', '.join(has)}")  # fmt: skip
     rows, found = len(range(0, TEST, every)), []
     how = ["--bound", "two_class", "--seed", str(seed), *execution]
     for method, sigma in ((method, sigma) for method in methods for sigma in sigmas):

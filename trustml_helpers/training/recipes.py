@@ -280,6 +280,21 @@ QUICK = {
         "32 votes of the Gaussian network of sigma .25",
     ),
 }  # fmt: skip
+_long = partial(_attacked, epochs=23, average=0.999)
+NIGHT = {
+    "night_smoothadv_consistency": _long(
+        PUBLISHED["smoothadv_consistency"], copies=16,
+        make=partial(_noise_first, partial(_smoothadv, lam=1.0, samples=4, steps=3, ramp=4)),
+        words="Gaussian noise for 3 epochs, then SmoothAdv (m 4, 3 steps, eps 255/256 after 4) "
+        "with consistency, lambda 1, eta .5",
+    ),
+    "night_cat_rs": _long(
+        PUBLISHED["cat_rs"], copies=24,
+        make=partial(_noise_first, partial(_cat_rs, samples=4, steps=4, votes=32)),
+        words="Gaussian noise for 3 epochs, then CAT-RS, m 4, 4 steps of .5, lambda 1; soft "
+        "labels: 32 votes of the Gaussian network of sigma .25",
+    ),
+}  # fmt: skip
 
 
 # --- the networks of the course -------------------------------------------------------------------
@@ -369,4 +384,4 @@ COURSE = {
         epochs=12, architecture="Denoiser", channels_last=True, **_adam(0.004),
     ),
 }  # fmt: skip
-RECIPES = COURSE | PUBLISHED | QUICK
+RECIPES = COURSE | PUBLISHED | QUICK | NIGHT
