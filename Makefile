@@ -10,8 +10,8 @@
 #               what no test noticed (an hour on 2 cores; can be stopped and goes on)
 # make oldest   run the tests with the oldest versions that pyproject.toml declares, in build/oldest
 # make notebooks  execute the notebooks in place, to store fresh outputs (for authors)
-# make homework-release                      the students' version, in build/homework/
-# make homework-grade SUBMISSIONS=folder     grade every notebook of a folder
+# make homework-release                      the students' version, in build/homework/ (VARIANT=2027: other numbers)
+# make homework-grade SUBMISSIONS=folder     grade a class (GRADE="--roster class.csv --jobs 2 --resume")
 # Another Python: make PYTHON=python3.12 course. Options for JupyterLab: make lab LAB=--no-browser
 
 PYTHON ?= python3
@@ -88,11 +88,11 @@ notebooks: $(STAMP)
 	$(BIN)/python docs/nbconvert/still.py $(NOTEBOOKS)
 
 homework-release: $(STAMP)
-	$(BIN)/trustml homework release
+	$(BIN)/trustml homework release --variant "$(VARIANT)"
 
 homework-grade: $(STAMP)
 	@test -n "$(SUBMISSIONS)" || { echo "name the folder: make homework-grade SUBMISSIONS=folder"; exit 2; }
-	$(BIN)/trustml homework grade "$(SUBMISSIONS)" $(GRADE)
+	$(BIN)/trustml homework grade "$(SUBMISSIONS)" --variant "$(VARIANT)" $(GRADE)
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -6,20 +6,27 @@ to the function that must get it. Each is written as a student would, without th
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
 from functools import partial
 
 import beyond_answers
+import homework_new
 import numpy as np
 import torch
 import torch.nn.functional as F
+from beyond_answers import with_options
 from scipy import optimize, stats
 from scipy.stats import beta, binomtest, norm
+from torch import nn
 
 
-def grad(model, x, y):
+def grad(model, x, y, own=False, softmax=False):
     x = x.clone().requires_grad_()
-    return torch.autograd.grad(F.cross_entropy(model(x), y), x)[0]
+    z = model(x)
+    y = z.argmax(1) if own else y
+    return torch.autograd.grad(F.cross_entropy(z.softmax(1) if softmax else z, y), x)[0]
 
 
 # --- 1 linear attack ------------------------------------------------------------------------------
@@ -49,6 +56,20 @@ def linear_by_gradient(w, b, x, y, eps, norm):
     return x - eps * g / g.norm(dim=1, keepdim=True)
 
 
+def linear_by_table(w, b, x, y, eps, norm):
+    """Lists, row by row."""
+    length = {"linf": 1.0, "l2": math.sqrt(sum(v * v for v in w.tolist()))}[norm]
+    step = [math.copysign(1, v) if norm == "linf" else v / length for v in w.tolist()]
+    return torch.tensor([
+        [a - eps * label * s for a, s in zip(row, step, strict=True)]
+        for row, label in zip(x.tolist(), y.tolist(), strict=True)
+    ])  # fmt: skip
+
+
+def linear_with(step):
+    return lambda w, b, x, y, eps, norm: x - eps * y[:, None] * step(w, norm)
+
+
 # --- 2 FGSM ---------------------------------------------------------------------------------------
 
 
@@ -72,6 +93,11 @@ def fgsm_in_train_mode(model, x, y, eps):
     return fgsm(model, x, y, eps)
 
 
+def fgsm_in_eval_mode(model, x, y, eps):
+    model.eval()
+    return fgsm(model, x, y, eps)
+
+
 def fgsm_in_place(model, x, y, eps):
     x += eps * grad(model, x, y).sign()
     return x.clamp_(0, 1)
@@ -86,86 +112,25 @@ def fgsm_from_the_package(model, x, y, eps):
 # --- 3 PGD ----------------------------------------------------------------------------------------
 
 
-def lengths(delta):
-    return delta.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
-
-
-def pgd(model, x, y, eps, step_size, steps, start, norm, fault=""):
-    most = torch.inf if fault == "rescale" else 1
-    small = (eps / lengths(start)).clamp(max=most)
-    first = start.clamp(-eps, eps) if norm == "linf" else start * small
-    z = (x + (start if fault == "first" else first)).clamp(0, 1)
+def pgd(model, x, y, eps, step_size, steps, start, fault=""):
+    z = x + (start if fault == "first" else start.clamp(-eps, eps))
+    points = [z.clamp(0, 1)]
     for _ in range(steps):
-        g = grad(model, z, y)
-        if fault == "batch":
-            step = g / g.norm() if norm == "l2" else g.sign()
-        else:
-            step = g.sign() if norm == "linf" else g / lengths(g)
-        delta = z + (-step_size if fault == "down" else step_size) * step - x
-        if fault != "project":
-            small = (eps / lengths(delta)).clamp(max=most)
-            delta = delta.clamp(-eps, eps) if norm == "linf" else delta * small
-        z = (x + delta).clamp(0, 1)
-    return z
+        z = points[-1]
+        g = grad(model, z, y, own=fault == "own", softmax=fault == "softmax")
+        delta = z + (-step_size if fault == "down" else step_size) * g.sign() - x
+        delta = delta if fault == "project" else delta.clamp(-eps, eps)
+        points.append((x + delta).clamp(0, 1))
+    if fault != "best":
+        return points[-1]
+    with torch.no_grad():
+        losses = [F.cross_entropy(model(z), y, reduction="none") for z in points]
+    return torch.stack(points)[torch.stack(losses).argmax(0), torch.arange(len(y))]
 
 
-def pgd_box_first(model, x, y, eps, step_size, steps, start, norm):
-    """Another valid order: the box first, then the ball, which keeps the point in the box."""
-    delta = (x + start).clamp(0, 1) - x
-    small = (eps / lengths(delta)).clamp(max=1)
-    delta = delta.clamp(-eps, eps) if norm == "linf" else delta * small
-    for _ in range(steps):
-        delta = delta.detach().requires_grad_()
-        F.cross_entropy(model(x + delta), y, reduction="sum").backward()
-        with torch.no_grad():
-            g = delta.grad
-            step = g.sign() if norm == "linf" else g / lengths(g)
-            delta = (x + delta + step_size * step).clamp(0, 1) - x
-            small = (eps / lengths(delta)).clamp(max=1)
-            delta = delta.clamp(-eps, eps) if norm == "linf" else delta * small
-    return (x + delta).clamp(0, 1)
-
-
-def pgd_loop(model, x, y, eps, step_size, steps, start, norm):
-    return torch.cat([
-        pgd(model, x[i : i + 1], y[i : i + 1], eps, step_size, steps, start[i : i + 1], norm)
-        for i in range(len(x))
-    ])  # fmt: skip
-
-
-def pgd_accumulating(model, x, y, eps, step_size, steps, start, norm):
-    z, total = (x + start).clamp(0, 1), 0
-    for _ in range(steps):
-        total = total + grad(model, z, y)
-        step = total.sign() if norm == "linf" else total / lengths(total)
-        delta = z + step_size * step - x
-        small = (eps / lengths(delta)).clamp(max=1)
-        z = (x + (delta.clamp(-eps, eps) if norm == "linf" else delta * small)).clamp(0, 1)
-    return z
-
-
-def pgd_with(fault):
-    return lambda *given: pgd(*given, fault=fault)
-
-
-def pgd_without_start(model, x, y, eps, step_size, steps, start, norm):
-    return pgd(model, x, y, eps, step_size, steps, 0 * start, norm)
-
-
-def pgd_short(model, x, y, eps, step_size, steps, start, norm):
-    return pgd(model, x, y, eps, step_size, steps - 1, start, norm)
-
-
-def pgd_variant(change_start=lambda x, s: s, steps=0, size=1.0, norm=None):
-    def answer(model, x, y, eps, step_size, n, start, given):
-        start = change_start(x, start)
-        return pgd(model, x, y, eps, size * step_size, n + steps, start, norm or given)
-
-    return answer
-
-
-def pgd_linf(model, x, y, eps, step_size, steps, start, fault=""):
-    return pgd(model, x, y, eps, step_size, steps, start, "linf", fault)
+def pgd_mode(model, *rest):
+    model.eval()
+    return pgd(model, *rest)
 
 
 def pgd_bounds(model, x, y, eps, step_size, steps, start, size=1):
@@ -177,7 +142,7 @@ def pgd_bounds(model, x, y, eps, step_size, steps, start, size=1):
     return z
 
 
-def pgd_linf_along_gradient(model, x, y, eps, step_size, steps, start):
+def pgd_along_gradient(model, x, y, eps, step_size, steps, start):
     z = torch.clamp(x + start, x - eps, x + eps).clamp(0, 1)
     for _ in range(steps):
         z = torch.clamp(z + step_size * grad(model, z, y), x - eps, x + eps).clamp(0, 1)
@@ -186,7 +151,7 @@ def pgd_linf_along_gradient(model, x, y, eps, step_size, steps, start):
 
 def towards(model, x, target, eps, step_size, steps, fault=""):
     """The reference, with a step downhill."""
-    return pgd(model, x, target, eps, -step_size, steps, torch.zeros_like(x), "linf", fault)
+    return pgd(model, x, target, eps, -step_size, steps, torch.zeros_like(x), fault)
 
 
 def towards_bounds(model, x, target, eps, step_size, steps):
@@ -200,18 +165,18 @@ def towards_unclipped(model, x, target, eps, step_size, steps):
     return z
 
 
-def pgd_linf_bare_start(model, x, y, eps, step_size, steps, start):
+def pgd_bare_start(model, x, y, eps, step_size, steps, start):
     z = x + start
     for _ in range(steps):
         z = torch.clamp(z + step_size * grad(model, z, y).sign(), x - eps, x + eps).clamp(0, 1)
     return z
 
 
-def pgd_linf_l2_step(model, x, y, eps, step_size, steps, start):
+def pgd_l2_step(model, x, y, eps, step_size, steps, start):
     z = torch.clamp(x + start, x - eps, x + eps).clamp(0, 1)
     for _ in range(steps):
-        g = grad(model, z, y)
-        z = torch.clamp(z + step_size * g / lengths(g), x - eps, x + eps).clamp(0, 1)
+        step = step_size * F.normalize(grad(model, z, y).flatten(1)).view_as(x)
+        z = torch.clamp(z + step, x - eps, x + eps).clamp(0, 1)
     return z
 
 
@@ -241,10 +206,6 @@ def fgsm_recording_on_x(model, x, y, eps):
     x.requires_grad_()
     F.cross_entropy(model(x), y).backward()
     return (x + eps * x.grad.sign()).clamp(0, 1)
-
-
-def pgd_255(model, x, y, eps, step_size, steps, start, norm):
-    return x + 255 * eps * grad(model, x, y).sign()
 
 
 # --- 4 training step ------------------------------------------------------------------------------
@@ -353,6 +314,37 @@ def central_in_place(f, w, h):
     return g
 
 
+def central_by_hand(f, w, h):
+    """In Python's numbers, one weight after the other."""
+    values = w.tolist()
+    slopes = []
+    for i in range(len(values)):
+        ends = [w.new_tensor([v + side * h * (i == j) for j, v in enumerate(values)])
+                for side in (1, -1)]  # fmt: skip
+        slopes.append((float(f(ends[0])) - float(f(ends[1]))) / h / 2)
+    return slopes
+
+
+def central_restored(f, w, h):
+    """In a copy that is moved there and back."""
+    moved, g = w.detach().clone(), torch.empty_like(w)
+    for i, value in enumerate(w):
+        moved[i] = value + h
+        up = f(moved)
+        moved[i] = value - h
+        g[i] = (up - f(moved)) / (2 * h)
+        moved[i] = value
+    return g
+
+
+def exact(f, w, h):
+    return torch.func.grad(f)(w)
+
+
+def moved_together(f, w, h):
+    return (f(w + h) - f(w - h)) / (2 * h) * torch.ones_like(w)
+
+
 def trades(model, x, y, x_adv, beta):
     clean, moved = model(x), model(x_adv)
     kl = F.kl_div(moved.log_softmax(1), clean.softmax(1), reduction="batchmean")
@@ -450,6 +442,11 @@ def sample_with(noise=None, clip=False, whole=False, generator_used=True, seeded
         return counts
 
     return answer
+
+
+def sample_in_eval_mode(model, *rest):
+    model.eval()
+    return sample(model, *rest)
 
 
 def noisy(model, x, y, sigma, generator):
@@ -606,6 +603,17 @@ def acr_loop(label, prediction, radius):
     return sum(s for c, p, s in zip(label, prediction, radius, strict=True) if c == p) / len(label)
 
 
+def acr_dot(label, prediction, radius):
+    return torch.tensor((prediction == label) * radius).mean()
+
+
+def acr_area(label, prediction, radius):
+    """The area under the curve of the certified accuracy."""
+    right = np.sort(radius[prediction == label])
+    shares = np.arange(len(right), 0, -1) / len(label)
+    return np.diff(right, prepend=0) @ shares
+
+
 def read():
     return 0.5, 1.0, 0.79, 0.80, 0.9537
 
@@ -622,9 +630,9 @@ def climb(loss_gradient, x, eps, steps=40):
 
 
 def through_rounding(defense, z):
-    """The logits, with rounding taken for the identity in the gradient."""
+    """The logits, with rounding and ripples taken for the identity in the gradient."""
     for layer in defense.network:
-        rounded = type(layer).__name__ == "Rounding"
+        rounded = type(layer).__name__ in ("Rounding", "Ripple")
         z = z + (layer(z) - z).detach() if rounded else layer(z)
     return z
 
@@ -682,23 +690,105 @@ def with_the_package(defense, x, y, eps):
     return attacks.square(defense, x, y, eps, queries=900, generator=generator)
 
 
-def too_curious(defense, x, y, eps):
-    with torch.no_grad():
-        for _ in range(1001):
-            defense(x)
+class StraightThrough(torch.autograd.Function):
+    """The value of a layer, the gradient of the identity."""
+
+    @staticmethod
+    def forward(ctx, x, layer):
+        return layer(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+def with_momentum(defense, x, y, eps):
+    """Own layers in a network of one's own, the cross-entropy of small logits, momentum."""
+    layers = []
+    for layer in defense.network:
+        hides = not isinstance(layer, nn.Conv2d | nn.Linear | nn.ReLU | nn.Flatten)
+        layers.append((lambda z, layer=layer: StraightThrough.apply(z, layer)) if hides else layer)
+    scale = 1000 if defense.kind == "steep" else 3
+    shifts = range(-2, 3) if defense.kind == "restless" else [0]
+    moves = [(i, j) for i in shifts for j in shifts]
+    z, g = x.clone(), torch.zeros_like(x)
+    for k in range(30):
+        z = z.detach().requires_grad_()
+        loss = 0.0
+        for move in moves:
+            hidden = z.roll(move, (2, 3))
+            for layer in layers:
+                hidden = layer(hidden)
+            right = hidden.softmax(1).gather(1, y[:, None]).detach()
+            # Moves that are fooled already count less.
+            loss = loss + (F.cross_entropy(hidden / scale, y, reduction="none")
+                           * (0.05 + right[:, 0])).sum()  # fmt: skip
+        (fresh,) = torch.autograd.grad(loss, z)
+        g = 0.7 * g + fresh / fresh.abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-12)
+        z = z.detach() + eps / 4 * (1 - k / 30) * g.sign()
+        z = torch.clamp(z, x - eps, x + eps).clamp(0, 1)
+    return z
+
+
+def in_the_defense(defense, x, y, eps):
+    """Changes the defense itself and leaves it so: it is the images that count."""
+    for layer in defense.network:
+        if type(layer).__name__ in ("Rounding", "Ripple"):
+            layer.forward = lambda z: z
+    if defense.kind == "steep":
+        list(defense.network)[-1].weight.data /= 1000
+        list(defense.network)[-1].bias.data /= 1000
+    return over_all_moves(defense, x, y, eps)
+
+
+def class_of_rounding(defense, x, y, eps):
+    """The same, by what all roundings share."""
+    for layer in defense.network:
+        if type(layer).__name__ == "Rounding":
+            type(layer).forward = lambda self, z: 0 * z
+    return x
+
+
+def without_a_last_layer(defense, x, y, eps):
+    list(defense.network)[-1].weight.data *= 0
+    return x
+
+
+def asking(ask):
+    """An attack that asks more often than it may, in some way."""
+
+    def answer(defense, x, y, eps):
+        with torch.no_grad():
+            for _ in range(11):
+                ask(defense, x.repeat(100, 1, 1, 1))
+                defense.asked = 0
+        return x
+
+    return answer
+
+
+def by_functions(defense, x):
+    first = next(layer for layer in defense.network if isinstance(layer, nn.Conv2d))
+    F.conv2d(x, 0.5 * first.weight, first.bias, first.stride, first.padding)
+
+
+def in_vain(defense, x, y, eps):
+    """Catches what stops it, and goes on."""
+    for _ in range(12):
+        with contextlib.suppress(Exception):
+            defense(x.repeat(100, 1, 1, 1))
     return x
 
 
 RIGHT = {
-    "linear_attack": [linear, linear_loop, linear_by_gradient],
+    "linear_attack": [linear, linear_loop, linear_by_gradient, linear_by_table],
     "fgsm": [fgsm, fgsm_loop],
-    "pgd": [pgd, pgd_loop, pgd_box_first],
-    "pgd_linf": [pgd_linf, pgd_bounds],
+    "pgd_linf": [pgd, pgd_bounds],
     "steepest": [steepest, steepest_by_hand],
     "towards": [towards, towards_bounds],
     "adversarial_step": [step, step_by_hand],
     "trades_loss": [trades, trades_with()],
-    "numerical_gradient": [central, central_rows],
+    "numerical_gradient": [central, central_rows, central_by_hand, central_restored],
     "danskin_gradient": [danskin, danskin_formula, danskin_closed],
     "lower_conf_bound": [bound, bound_by_search, bound_by_scipy],
     "sample_under_noise": [sample, sample_one_by_one],
@@ -709,9 +799,14 @@ RIGHT = {
     "worst_classifier": [program, program_with(), by_price],
     "certified_accuracy": [share, share_loop],
     "samples_needed": [needed, needed_by_tail],
-    "average_certified_radius": [acr, acr_loop],
-    "reading": [read, lambda: [0.5, 1, 0.8, 0.8, 0.95]],
-    "break_masked": [over_all_moves, random_moves],
+    "average_certified_radius": [acr, acr_loop, acr_dot, acr_area],
+    "reading": [
+        read,
+        lambda: [0.5, 1, 0.8, 0.8, 0.95],
+        lambda: (np.float64(0.5), torch.tensor(1.0), np.array(0.78), 0.79, 0.94),
+        lambda: tuple([0.5, 1.0, 0.81, *(0.25 * norm.ppf(0.001 ** (1 / 10**k)) for k in (4, 5))]),
+    ],
+    "break_masked": [over_all_moves, random_moves, with_momentum, in_the_defense],
 }
 
 WRONG = {
@@ -733,6 +828,8 @@ WRONG = {
             w, b, x, y, eps / 2, norm
         ),
         "returns shape (7,)": lambda w, b, x, y, eps, norm: linear(w, b, x, y, eps, norm)[0],
+        "w itself is not a step of length eps": linear_with(lambda w, norm: w),
+        "leaves the ball": linear_with(lambda w, norm: 2 * (w.sign() if norm == "linf" else w)),
     },
     "fgsm": {
         "goes the wrong way": lambda m, x, y, e: (x - e * grad(m, x, y).sign()).clamp(0, 1),
@@ -745,39 +842,33 @@ WRONG = {
             x + e * grad(m, x, y) / grad(m, x, y).norm()
         ).clamp(0, 1),
         "train mode": fgsm_in_train_mode,
+        "1 of its modules come back in another": fgsm_in_eval_mode,
+        "attacks the network's own answer": lambda m, x, y, e: (
+            x + e * grad(m, x, y, own=True).sign()
+        ).clamp(0, 1),
+        "softmax before cross_entropy": lambda m, x, y, e: (
+            x + e * grad(m, x, y, softmax=True).sign()
+        ).clamp(0, 1),
         "in place": fgsm_in_place,
         "calls trustml_helpers.attacks.fgsm": fgsm_from_the_package,
         "not written yet": lambda m, x, y, e: (_ for _ in ()).throw(NotImplementedError()),
         "returns None": lambda m, x, y, e: None,
         "RuntimeError": lambda m, x, y, e: x.view(7) + 1,
     },
-    "pgd": {
-        "goes the wrong way": pgd_with("down"),
-        "does not project onto the ball": pgd_with("project"),
-        "each image has its own norm": pgd_with("batch"),
-        "adds up the gradients": pgd_accumulating,
-        "ignores start": pgd_without_start,
-        "one step too few": pgd_short,
-        "one step too many": pgd_variant(steps=1),
-        "twice as long": pgd_variant(size=2.0),
-        "adds start twice": pgd_variant(lambda x, s: 2 * s),
-        "takes start for the first point": pgd_variant(lambda x, s: s - x),
-        "does not project the first point": pgd_with("first"),
-        "have to depend on norm": pgd_variant(norm="linf"),
-        "pixel units (expected": pgd_variant(lambda x, s: torch.rand_like(s) - 0.5),
-        "shorter stays as it is": pgd_with("rescale"),
-        "units of 0 to 255": pgd_255,
-        "the loss rises": lambda m, x, y, *rest: x.clone(),
-    },
     "pgd_linf": {
-        "goes the wrong way": lambda *given: pgd_linf(*given, fault="down"),
-        "does not project onto the ball": lambda *given: pgd_linf(*given, fault="project"),
-        "does not project the first point": lambda *given: pgd_linf(*given, fault="first"),
-        "takes the first gradient at x + start as it is": pgd_linf_bare_start,
-        "take its sign": pgd_linf_along_gradient,
-        "the step is that of l2": pgd_linf_l2_step,
-        "twice as long": lambda *given: pgd_bounds(*given, size=2),
-        "missing 1 required positional argument": pgd,
+        "goes the wrong way": with_options(pgd, fault="down"),
+        "does not project onto the ball": with_options(pgd, fault="project"),
+        "does not project the first point": with_options(pgd, fault="first"),
+        "takes the first gradient at x + start as it is": pgd_bare_start,
+        "take its sign": pgd_along_gradient,
+        "the step is that of l2": pgd_l2_step,
+        "twice as long": with_options(pgd_bounds, size=2),
+        "ignores step_size": lambda m, x, y, eps, size, *rest: pgd(m, x, y, eps, eps, *rest),
+        "returns the point with the largest loss": with_options(pgd, fault="best"),
+        "attacks the network's own answer": with_options(pgd, fault="own"),
+        "applies softmax before": with_options(pgd, fault="softmax"),
+        "1 of its modules come back": pgd_mode,
+        "missing 1 required positional argument": lambda m, x, y, eps, size, n, start, norm: x,
     },
     "towards": {
         "subtract the step": lambda m, x, t, eps, size, n: towards(m, x, t, eps, -size, n),
@@ -829,6 +920,13 @@ WRONG = {
         "in place": central_in_place,
         "brackets are missing": central_without_brackets,
         "make copies with w.clone()": central_without_copies,
+        "the exact derivative": exact,
+        "all weights at once": moved_together,
+        "a one-sided difference, backwards": lambda f, w, h: forward_difference(f, w, -h),
+        "not divided by 2 h": lambda f, w, h: 2 * h * central(f, w, h),
+        "the sign is wrong": lambda f, w, h: -central(f, w, h),
+        "moves by h / 2": lambda f, w, h: central(f, w, h / 2),
+        "returns shape ()": lambda f, w, h: central(f, w, h).sum(),
     },
     "danskin_gradient": {
         "gradient at the clean x": lambda w, b, x, y, eps: danskin(w, b, x, y, 0.0),
@@ -843,7 +941,14 @@ WRONG = {
     "lower_conf_bound": {
         "no bound": lambda k, n, alpha: k / n,
         "two-sided interval": lambda k, n, alpha: bound(k, n, alpha / 2),
-        "the upper bound": lambda k, n, alpha: 1 - bound(n - k, n, alpha),
+        "the bound of the other side": lambda k, n, alpha: 1 - bound(n - k, n, alpha),
+        "parameters of the Beta distribution are off": lambda k, n, alpha: beta.ppf(
+            alpha, k + 1, n - k + 1
+        ),
+        "k itself belongs to the tail": lambda k, n, alpha: beta.ppf(
+            alpha, k + 1, max(n - k, 1e-9)
+        ),
+        "got 0, expected 0.": lambda k, n, alpha: bound(k, n, alpha) if k > 3 else 0.0,
         "Wald": lambda k, n, alpha: k / n + norm.ppf(alpha) * math.sqrt(k * (n - k) / n**3),
         "Hoeffding": lambda k, n, alpha: k / n - math.sqrt(math.log(1 / alpha) / 2 / n),
         "swapped": lambda k, n, alpha: bound(k, n, 1 - alpha),
@@ -865,6 +970,7 @@ WRONG = {
         "the same noise in every batch": sample_with(seeded=True),
         "clips the noisy images": sample_with(clip=True),
         "images at once": sample_with(whole=True),
+        "1 of its modules come back": sample_in_eval_mode,
         "global generator": sample_with(generator_used=False),
         "uniform, not normal": sample_with(
             lambda m, x, s, g: s * math.sqrt(12) * (torch.rand(m, *x.shape, generator=g) - 0.5)
@@ -925,6 +1031,7 @@ WRONG = {
             [sample(1) for _ in range(n)] and (0, 0.0)
         ),
         "sigma is missing": certify_with(radius=lambda p, s: norm.ppf(p)),
+        "a radius is not negative": certify_with(radius=lambda p, s: s * norm.ppf(1 - p)),
         "expected two values": lambda sample, n0, n, alpha, sigma: sigma,
     },
     "two_class_radius": {
@@ -974,19 +1081,51 @@ WRONG = {
         "divide by all": lambda c, p, s: s[p == c].mean(),
         "abstentions are left out": lambda c, p, s: np.where(p == c, s, 0)[p != -1].mean(),
         "median": lambda c, p, s: np.median(np.where(p == c, s, 0)),
+        "a sum, not a mean": lambda c, p, s: s[p == c].sum(),
+        "minus their radius": lambda c, p, s: np.where(p == c, s, -s).mean(),
+        "the share of correct images": lambda c, p, s: (p == c).mean(),
+        "in percent": lambda c, p, s: 100 * acr(c, p, s),
+        "counts the images that are wrong": lambda c, p, s: np.where(p == c, 0, s).mean(),
+        "the largest radius": lambda c, p, s: s[p == c].max(),
+        "the mean over all but one": lambda c, p, s: s[p == c].sum() / (len(c) - 1),
     },
     "reading": {
         "on top at radius 1?": lambda: (0.25, 1.0, 0.79, 0.80, 0.95),
-        "falls to 0": lambda: (0.5, 1.0, 0.79, 1.6, 0.95),
-        "alpha ** (1 / n)": lambda: (0.5, 1.0, 0.79, 0.80, math.inf),
+        "on top at radius 1.75?": lambda: (0.5, 0.5, 0.79, 0.80, 0.95),
+        "the height of the curve of sigma = 0.5 at": lambda: (0.5, 1.0, 0.9, 0.80, 0.95),
+        "this is the height of the curve": lambda: (0.5, 1.0, 0.7, 0.80, 0.95),
+        "in percent": lambda: (0.5, 1.0, 79.4, 0.80, 0.95),
+        "falls to 0": lambda: (0.5, 1.0, 0.79, 0.6, 0.95),
+        "this is where the curve of sigma = 0.5 falls": lambda: (0.5, 1.0, 0.79, 1.6, 0.95),
+        "alpha ** (1 / n)": lambda: (0.5, 1.0, 0.79, 0.80, 1.2),
+        "no radius is infinite": lambda: (0.5, 1.0, 0.79, 0.80, math.inf),
+        "more votes reach further": lambda: (0.5, 1.0, 0.79, 0.80, 0.7996),
+        "sigma is missing": lambda: (0.5, 1.0, 0.79, 0.80, 3.8115),
+        "this is the bound on p": lambda: (0.5, 1.0, 0.79, 0.80, 0.001**1e-5),
         "expected five numbers": lambda: 0.5,
+        "expected a number": lambda: (0.5, 1.0, 0.79, 0.80, "x"),
     },
     "break_masked": {
-        "% left": lambda defense, x, y, eps: plain_pgd(defense, x, y, eps),
-        "leaves the ball": lambda defense, x, y, eps: over_all_moves(defense, x, y, 2 * eps),
-        "asks the network": too_curious,
+        "% left": plain_pgd,
+        "98.3% left": lambda defense, x, y, eps: x,
+        "wrong: steep, at most 50% left": without_a_last_layer,
+        "steep, at most 10% left; coarse, at most 50% left": class_of_rounding,
+        "leaves the ball": lambda defense, x, y, eps: (x + 2 * eps).clamp(0, 1),
+        "pixels leave [0, 1]": lambda defense, x, y, eps: x + eps,
+        "asks the network": asking(lambda defense, x: defense(x)),
+        "steep: asks the network more": asking(lambda defense, x: copy.deepcopy(defense)(x)),
+        "more than 1,000 times": asking(by_functions),
+        "1,000 times per image": asking(
+            lambda defense, x: torch.func.vmap(lambda z: defense.network(z[None]))(x)
+        ),
+        "asks the network more than": in_vain,
+        "returns shape (1, 28, 28)": lambda defense, x, y, eps: x[0],
+        "NaN or infinite": lambda defense, x, y, eps: x / 0,
+        "returns None": lambda defense, x, y, eps: None,
+        "RuntimeError at line": lambda defense, x, y, eps: defense(x[:, :, 1:]),
+        "expected one attacked image": lambda defense, x, y, eps: "x",
     },
 }
 
-RIGHT |= beyond_answers.RIGHT
-WRONG |= beyond_answers.WRONG
+RIGHT |= beyond_answers.RIGHT | homework_new.RIGHT
+WRONG |= beyond_answers.WRONG | homework_new.WRONG

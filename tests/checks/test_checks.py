@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import sys
 import warnings
+from functools import partial
 
 import pytest
 import torch
-from homework_answers import RIGHT, WRONG, fgsm, plain_pgd, with_the_package
+import torch.nn.functional as F
+from homework_answers import RIGHT, WRONG, fgsm, over_all_moves, plain_pgd, read, with_the_package
+from torch import nn
 
 from trustml_helpers import attacks, checks
+from trustml_helpers.checks import attacks as attack_checks
 from trustml_helpers.checks import harness, masked
+from trustml_helpers.checks import homework as homework_checks
 
 TASKS = [name for name in RIGHT if name != "break_masked"]
 OPEN = pytest.param("break_masked", marks=pytest.mark.slow)
+# The tasks of the homework, its alternatives among them; the others are the lecture's.
+HOMEWORK = {
+    "linear_attack", "step_towards", "pgd_best", "free_step", "numerical_gradient",
+    "danskin_gradient_l2", "shared_bounds", "sample_batch", "abstention", "certify_two_class",
+    "probability_band", "radius_at", "average_certified_radius", "reading", "break_masked",
+    "momentum_pgd", "radius_p_value",
+}  # fmt: skip
+PATIENT = {plain_pgd, *(WRONG["break_masked"][name] for name in WRONG["break_masked"]
+                        if "1,000 times" in name or "asks the network" in name)}  # fmt: skip
 
 
 @pytest.mark.parametrize("task", [*TASKS, OPEN])
@@ -29,8 +45,8 @@ def test_right_answers_pass_in_every_style(task, seed, capfd):
 
 
 @pytest.mark.parametrize(("task", "message"), [
-    pytest.param(task, message, marks=[pytest.mark.slow] * (task == "break_masked"))
-    for task in WRONG for message in WRONG[task]
+    pytest.param(task, message, marks=[pytest.mark.slow] * (answer in PATIENT))
+    for task in WRONG for message, answer in WRONG[task].items()
 ])  # fmt: skip
 def test_wrong_answers_are_named(task, message):
     with pytest.raises(checks.CheckFailed) as failure:
@@ -39,12 +55,19 @@ def test_wrong_answers_are_named(task, message):
     assert 0 <= failure.value.share < 1
 
 
+def is_check(name):
+    known = inspect.signature(getattr(checks, name)).parameters if name[0].islower() else {}
+    return "answer" in known and known["seed"].kind is inspect.Parameter.KEYWORD_ONLY
+
+
 def test_every_task_knows_enough_answers():
-    public = {name for name in checks.__all__ if name[0].islower()}
-    no_checks = {"score", "accuracy_left", "masked_defenses", "grade", "release"}
-    assert set(RIGHT) == set(WRONG) == public - no_checks
-    assert all(len(WRONG[task]) >= 3 for task in WRONG)
-    assert all(len(RIGHT[task]) >= 2 for task in TASKS)
+    public = {name for name in checks.__all__ if is_check(name)}
+    assert set(RIGHT) == set(WRONG) == public - {"score"}
+    assert public > HOMEWORK
+    for task in RIGHT:
+        styles, mistakes = (4, 10) if task in HOMEWORK else (2, 3)
+        assert len({*RIGHT[task]}) >= styles, task
+        assert len({*WRONG[task].values()}) >= mistakes, task
 
 
 @pytest.mark.parametrize("task", [*TASKS, OPEN])
@@ -112,6 +135,7 @@ def test_the_line_that_failed_is_shown_and_an_interrupt_gets_through():
 def test_a_notebook_shows_the_message_alone():
     failure = checks.CheckFailed("what is wrong", 0.5)
     assert failure._render_traceback_() == ["what is wrong"]
+    assert harness.Wrong("leaves the ball")._render_traceback_() == ["leaves the ball"]
 
 
 def test_checks_leave_the_global_generators_alone():
@@ -132,6 +156,55 @@ def test_borrowing_is_seen_through_a_helper():
             checks.fgsm(answer)
 
 
+def borrowed_path(model, x, y, eps, step_size, steps, start):
+    return attack_checks.path_of(model, x, y, eps, step_size, steps, start, norm="linf")
+
+
+@pytest.mark.parametrize(("check", "answer", "name"), [
+    (checks.pgd_linf, borrowed_path, "path_of"),
+    (checks.pgd_linf, partial(attack_checks.path_of, norm="linf"), "path_of"),
+    (checks.danskin_gradient, partial(attack_checks.logistic_gradient, norm="linf"),
+     "logistic_gradient"),
+    (checks.step_towards, lambda model, x, target, eps: (
+        x - eps * homework_checks._margin_gradient(model, x, target).sign()).clamp(0, 1),
+     "_margin_gradient"),
+    (checks.fgsm, lambda model, x, y, eps: (
+        x + eps * attack_checks.gradient_of(model, x, y).sign()).clamp(0, 1), "gradient_of"),
+])  # fmt: skip
+def test_the_inside_of_a_check_is_no_answer(check, answer, name):
+    """What a check hands in (networks, attacks, samplers) may be called; its functions may not."""
+    assert checks.score(5, check, answer, seed=0) == 0
+    with pytest.raises(checks.CheckFailed, match=f"calls trustml_helpers.checks.{name}. Write"):
+        check(answer)
+
+
+def test_a_setting_reaches_the_check_and_an_unknown_one_is_named(capsys):
+    given = {"sigmas": (0.5, 0.25, 1.0), "radii": (0.5, 2.0, 0.5), "n": 20_000}
+    values = (0.25, 1.0, 0.964, 1.6, 1.7)
+    checks.reading(lambda: values, **given)
+    assert checks.score(4, checks.reading, lambda: values, seed=112, **given) == 4
+    assert checks.score(4, checks.reading, read, seed=112, **given) < 2
+    assert "at radius 0.5? look" in capsys.readouterr().out
+    assert list(inspect.signature(checks.reading).parameters) == [
+        "answer", "seed", "sigmas", "radii", "n"]  # fmt: skip
+    for call in (checks.reading, partial(checks.score, 4, checks.reading, seed=0)):
+        with pytest.raises(TypeError, match="'radius'; those are sigmas, radii, n"):
+            call(read, radius=1)
+    with pytest.raises(TypeError, match=r"checks\.fgsm has no setting 'norm'; it has none"):
+        checks.fgsm(fgsm, norm="l2")
+    with pytest.raises(ValueError, match="'steeper', expected some of steep, coarse, restless"):
+        checks.masked_defenses(kinds=["steeper"])
+
+
+def test_what_goes_wrong_before_all_cases_is_told_in_each():
+    case = harness.Cases("task")
+    with case.before_all():
+        float({})
+    with case("a"):
+        pass
+    assert "cannot be compared (TypeError" in case.wrong["a"]
+
+
 @pytest.mark.slow
 def test_borrowing_is_allowed_in_the_last_task():
     with pytest.raises(checks.CheckFailed) as failure:
@@ -141,11 +214,62 @@ def test_borrowing_is_allowed_in_the_last_task():
 
 
 @pytest.mark.slow
-def test_the_masked_defenses_look_strong_and_are_not():
-    left = checks.accuracy_left(plain_pgd, seed=1)
+def test_the_masked_defenses_look_strong_and_are_not(capsys):
+    kinds = tuple(masked.GOALS)
+    assert len(kinds) == 5
+    assert kinds[:3] == masked.KINDS
+    left = checks.accuracy_left(plain_pgd, seed=1, kinds=kinds)
     assert min(left.values()) > 0.9
-    left = checks.accuracy_left(RIGHT["break_masked"][0], seed=1)
+    left = checks.accuracy_left(over_all_moves, seed=1, kinds=kinds)
     assert all(left[kind] <= goals[-1] for kind, goals in masked.GOALS.items())
+    chosen = ("squeezed", "steep", "rippled")
+    checks.break_masked(over_all_moves, seed=1, kinds=chosen)
+    said = ", ".join(f"{kind} {left[kind]:.1%}" for kind in chosen)
+    assert capsys.readouterr().out.splitlines() == [
+        f"left: {said}", "break_masked: all 9 cases right"]  # fmt: skip
+
+
+def test_an_attack_is_judged_in_the_ball_that_it_is_given():
+    given = []
+
+    def attack(defense, x, y, eps):
+        given.append(eps)
+        return x + 0.05
+
+    with pytest.raises(checks.CheckFailed, match="pixels leave"):
+        checks.break_masked(attack, eps=0.06, kinds=["steep"])
+    with pytest.raises(checks.CheckFailed, match="leaves the ball"):
+        checks.break_masked(attack, eps=0.04, kinds=["steep"])
+    assert given == [0.06, 0.04]
+
+
+@pytest.mark.parametrize("kind", masked.GOALS)
+def test_every_way_to_ask_a_defense_counts_and_other_networks_do_not(kind):
+    x = torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    defense = checks.masked_defenses(kinds=[kind])[kind]
+    first = next(layer for layer in defense.network if isinstance(layer, nn.Conv2d))
+
+    def gradient(z):
+        return torch.func.grad(lambda image: defense.network(image[None]).sum())(z)
+
+    for ask, least in (
+        (lambda: defense(x), 6), (lambda: copy.deepcopy(defense)(x), 6),
+        (lambda: defense(x.clone().requires_grad_()).sum().backward(), 6),
+        (lambda: F.conv2d(x, -2 * first.weight, None, 2, 1), 6),
+        (lambda: F.conv2d(x[0], first.weight, first.bias), 1),
+        (lambda: torch.func.vmap(gradient)(x), 6),
+        (lambda: torch.func.functional_call(defense.network, {}, (x,)), 6),
+        (lambda: masked.load("mnist_smallcnn_standard")(x), 0), (lambda: x.roll(1), 0),
+    ):  # fmt: skip
+        with masked.Budget(defense, 6) as budget:
+            ask()
+        assert budget.asked == least
+    with masked.Budget(defense, 6) as budget, torch.inference_mode():
+        defense(x)
+    assert budget.asked == 6
+    with pytest.raises(harness.Wrong, match="more than 1,000 times"), masked.Budget(defense, 5):
+        defense(x)
+    assert defense.asked > 0  # readable
 
 
 def test_what_a_message_compares():

@@ -65,6 +65,7 @@ def unnamed(cell: dict) -> None:
 
 PACKAGE = "trustml_helpers"
 PROOF = "notebooks/04_proof_of_the_radius.ipynb"
+GRADING = "trustml_helpers/checks/grading"
 HOMEWORK = "notebooks/homework/source/hw1/hw1.ipynb"
 
 FAULTS = [
@@ -451,4 +452,32 @@ FAULTS = [
     Fault("a solution in the homework release", HOMEWORK,
           lambda text: text.replace("### BEGIN SOLUTION", "### the answer:"),
           "tests/checks/test_grading.py -k release_holds_no_solution"),
+    Fault("lost labels are not looked for by function", f"{GRADING}/labels.py",
+          swap("cells = [cell for cell in free if _defines(cell, _functions(wanted))]",
+               "cells = []"),
+          "tests/checks/test_labels.py -k all_labels_lost"),
+    Fault("a written answer is guessed", f"{GRADING}/labels.py",
+          swap("if free and guess:", "if free:"),
+          "tests/checks/test_labels.py -k not_guessed"),
+    Fault("the oldest version counts", f"{GRADING}/roster.py",
+          swap("*older, newest = notebooks", "newest, *older = notebooks"),
+          "tests/checks/test_roster.py -k newest_counts"),
+    Fault("points by hand beyond the largest", f"{GRADING}/book.py",
+          swap("if not 0 <= value <= most:", "if not 0 <= value:"),
+          "tests/checks/test_grading.py -k damaged_table"),
+    Fault("last year's seeds", f"{GRADING}/homework.py",
+          swap("draw.randrange(1000, 1_000_000) for name", "found['seeds'][name] for name"),
+          "tests/checks/test_numbers.py -k another_year"),
+    Fault("memory of children does not count", f"{GRADING}/contain.py",
+          swap("for one in family:\n            with", "for one in family[:1]:\n            with"),
+          "tests/checks/test_contain.py -k many_processes"),
+    Fault("the network stays open", f"{GRADING}/contain.py",
+          swap('"--map-root-user", "--net", "--pid"', '"--map-root-user", "--pid"'),
+          "tests/checks/test_contain.py -k network"),
+    Fault("points for an older text are not flagged", f"{GRADING}/book.py",
+          swap("if one.read and one.read != digest_of(", "if False and one.read != digest_of("),
+          "tests/checks/test_class.py -k older_text"),
+    Fault("a rest is graded again after a kill", f"{GRADING}/grader.py",
+          swap("if resume and row.key and", "if False and row.key and"),
+          "tests/checks/test_class.py -k kill"),
 ]  # fmt: skip

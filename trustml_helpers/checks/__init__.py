@@ -20,7 +20,6 @@ from trustml_helpers.checks.attacks import (
     fgsm,
     linear_attack,
     numerical_gradient,
-    pgd,
     pgd_linf,
     steepest,
     towards,
@@ -38,8 +37,31 @@ from trustml_helpers.checks.beyond import (
     when_to_stop,
 )
 from trustml_helpers.checks.curves import average_certified_radius, certified_accuracy, reading
-from trustml_helpers.checks.grading import HomeworkError, grade, release
+from trustml_helpers.checks.grading import (
+    HomeworkError,
+    check_before,
+    enter_points,
+    grade,
+    relabel,
+    release,
+    scoreboard,
+    write_numbers,
+)
 from trustml_helpers.checks.harness import CheckFailed, score
+from trustml_helpers.checks.homework import (
+    abstention,
+    certify_two_class,
+    danskin_gradient_l2,
+    free_step,
+    momentum_pgd,
+    pgd_best,
+    probability_band,
+    radius_at,
+    radius_p_value,
+    sample_batch,
+    shared_bounds,
+    step_towards,
+)
 from trustml_helpers.checks.masked import MASKED_EPS, accuracy_left, break_masked, masked_defenses
 from trustml_helpers.checks.smoothing import (
     certify,
@@ -53,12 +75,14 @@ from trustml_helpers.checks.smoothing import (
 )
 
 __all__ = [
-    "MASKED_EPS", "CheckFailed", "HomeworkError", "ablation_radius", "accuracy_left",
-    "adversarial_step", "average_certified_radius", "break_masked", "certified_accuracy",
-    "certify", "consistency_loss", "danskin_gradient", "defence_success", "ever_crosses",
-    "fgsm", "grade", "group_votes", "l1_radii", "ladder", "linear_attack", "lower_conf_bound",
-    "masked_defenses", "noisy_loss", "numerical_gradient", "paired_gain", "pgd", "pgd_linf",
-    "predict", "reading", "release", "sample_under_noise", "samples_needed", "score",
-    "steepest", "towards", "trades_loss", "two_class_radius", "when_to_stop",
-    "worst_classifier",
+    "MASKED_EPS", "CheckFailed", "HomeworkError", "ablation_radius", "abstention", "accuracy_left",
+    "adversarial_step", "average_certified_radius", "break_masked", "certified_accuracy", "certify",
+    "certify_two_class", "check_before", "consistency_loss", "danskin_gradient",
+    "danskin_gradient_l2", "defence_success", "enter_points", "ever_crosses", "fgsm", "free_step",
+    "grade", "group_votes", "l1_radii", "ladder", "linear_attack", "lower_conf_bound",
+    "masked_defenses", "momentum_pgd", "noisy_loss", "numerical_gradient", "paired_gain",
+    "pgd_best", "pgd_linf", "predict", "probability_band", "radius_at", "radius_p_value", "reading",
+    "relabel", "release", "sample_batch", "sample_under_noise", "samples_needed", "score",
+    "scoreboard", "shared_bounds", "steepest", "step_towards", "towards", "trades_loss",
+    "two_class_radius", "when_to_stop", "worst_classifier", "write_numbers",
 ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from scipy import stats
@@ -15,7 +17,7 @@ from trustml_helpers.smoothing import ABSTAIN
 
 @check
 def certified_accuracy(answer: Answer, case: Cases, generator: torch.Generator) -> None:
-    """Task 11a: ``(label, prediction, radius, r) -> share``."""
+    """In notebook 05: ``(label, prediction, radius, r) -> share``."""
     label = torch.randint(3, (97,), generator=generator).numpy()
     radius = (torch.randint(0, 9, (97,), generator=generator) / 8).double().numpy()
     prediction = label.copy()
@@ -47,7 +49,7 @@ def certified_accuracy(answer: Answer, case: Cases, generator: torch.Generator) 
 
 @check
 def average_certified_radius(answer: Answer, case: Cases, generator: torch.Generator) -> None:
-    """Task 11b: ``(label, prediction, radius) -> ACR``."""
+    """The average certified radius, ``(label, prediction, radius) -> ACR``."""
     for name, share in (("some answers wrong", 3), ("a larger set", 5)):
         label = torch.randint(5, (40 * share,), generator=generator).numpy()
         radius = torch.rand(40 * share, generator=generator).double().numpy()
@@ -65,19 +67,37 @@ def average_certified_radius(answer: Answer, case: Cases, generator: torch.Gener
                     float((right * radius)[prediction != ABSTAIN].mean()),
                 "the median, not the mean": float(np.median(right * radius)),
                 "a sum, not a mean": float((right * radius).sum()),
+                "wrong predictions count with minus their radius: they count as 0":
+                    float(np.where(right, radius, -radius).mean()),
+                "the share of correct images, not a radius": float(right.mean()),
+                "in percent: a radius is in pixel units": 100 * float((right * radius).mean()),
+                "counts the images that are wrong, not those that are right":
+                    float((~right * radius).mean()),
+                "the largest radius, not the mean": float((right * radius).max()),
+                "the mean over all but one: divide by the number of images":
+                    float((right * radius).sum() / (len(radius) - 1)),
             }  # fmt: skip
             agree(found, float((right * radius).mean()), faults, unit=" pixel units",
                   tolerance=1e-9)  # fmt: skip
 
 
 @check
-def reading(answer: Answer, case: Cases, generator: torch.Generator) -> None:
-    """Task 11c: five numbers from the picture of the shipped logs, ``() -> tuple``."""
+def reading(
+    answer: Answer, case: Cases, generator: torch.Generator, *,
+    sigmas: Sequence[float] = (0.25, 0.5, 1.0), radii: Sequence[float] = (1.0, 1.75, 1.25),
+    n: int = 100_000,
+) -> None:  # fmt: skip
+    """Five numbers from the picture of three shipped logs, ``() -> tuple``.
+
+    Settings: the logs ``gaussian_{sigma}_n10000`` (question c is about the second, d and e about
+    the first), the radii of questions a, b and c, and the samples of question e.
+    """
     folder = data_folder() / "results" / "mnist_study"
     logs = {
-        sigma: read_log(folder / f"gaussian_{sigma}_n10000.tsv", "one_class")
-        for sigma in (0.25, 0.5, 1.0)
+        float(sigma): read_log(folder / f"gaussian_{float(sigma)}_n10000.tsv", "one_class")
+        for sigma in sigmas
     }
+    first, second, *_ = logs
     found: list[float] = []
     with case.before_all():
         values = answer()
@@ -88,17 +108,37 @@ def reading(answer: Answer, case: Cases, generator: torch.Generator) -> None:
     def best(r: float) -> float:
         return max(logs, key=lambda sigma: curve(logs[sigma], r)[0])
 
-    share = curve(logs[0.5], 1.25)[0]
-    last = {n: 0.25 * stats.norm.ppf(0.001 ** (1 / n)) for n in (10_000, 100_000)}
+    def last(sigma: float, samples: int, alpha: float = 0.001) -> float:
+        return sigma * float(stats.norm.ppf(alpha ** (1 / samples)))
+
+    heights = {sigma: float(curve(log, radii[2])[0]) for sigma, log in logs.items()}
+    others = [sigma for sigma in logs if sigma != second]
     picture = "look along a vertical line of the picture"
+    mistakes: dict[str, dict[str, float]] = {
+        "c": {f"this is the height of the curve of sigma = {s:g}": heights[s] for s in others}
+        | {"in percent: give a share in [0, 1]": 100 * heights[second]},
+        "d": {f"this is where the curve of sigma = {s:g} falls": last(s, 10_000) for s in logs},
+        "e": {"the radius of n = 10,000, as in (d): more votes reach further":
+              last(first, 10_000),
+              "sigma is missing: it is sigma * Phi^-1 of the bound": last(1.0, n),
+              "no radius is infinite: n votes of n do not prove p = 1": np.inf,
+              "this is the bound on p, alpha ** (1 / n): a radius is asked for": 0.001 ** (1 / n)},
+    }  # fmt: skip
     for letter, expected, allowed, hint in (
-        ("a", best(1.0), 0.0, f"which curve is on top at radius 1? {picture}"),
-        ("b", best(1.75), 0.0, f"which curve is on top at radius 1.75? {picture}"),
-        ("c", share, 0.03, "the height of the curve of sigma = 0.5 at radius 1.25, in [0, 1]"),
-        ("d", last[10_000], 0.03, "where the curve of sigma = 0.25 falls to 0, in pixel units"),
-        ("e", last[100_000], 0.02, "all votes agree: sigma * Phi^-1 of the bound alpha ** (1 / n)"),
-    ):
+        ("a", best(radii[0]), 0.0, f"which curve is on top at radius {radii[0]:g}? {picture}"),
+        ("b", best(radii[1]), 0.0, f"which curve is on top at radius {radii[1]:g}? {picture}"),
+        ("c", heights[second], 0.03, f"the height of the curve of sigma = {second:g} at radius "
+         f"{radii[2]:g}, in [0, 1]"),
+        ("d", last(first, 10_000), 0.03, f"where the curve of sigma = {first:g} falls to 0, in "
+         "pixel units"),
+        ("e", last(first, n), 0.02, "all votes agree: sigma * Phi^-1 of the bound "
+         "alpha ** (1 / n)"),
+    ):  # fmt: skip
         with case(f"({letter})"):
             value = found["abcde".index(letter)]
-            if abs(value - expected) > allowed + 1e-9:
-                raise Wrong(f"{value:g} is not right: {hint}")
+            if abs(value - expected) <= allowed + 1e-9:
+                continue
+            for what, mistake in mistakes.get(letter, {}).items():
+                if abs(value - mistake) <= max(allowed, 1e-9) or value == mistake:
+                    raise Wrong(what)
+            raise Wrong(f"{value:g} is not right: {hint}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 import sys
 import traceback
@@ -43,8 +44,15 @@ class CheckFailed(AssertionError):
         return [str(self)]  # IPython shows the message alone, not the inside of the check
 
 
+class NoFunction(TypeError):
+    """What should be an answer is no function."""
+
+
 class Wrong(Exception):
     """What is wrong in one case, in a sentence for the student."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
 
 
 class Cases:
@@ -61,18 +69,16 @@ class Cases:
         """What fails in here makes every later case wrong, for this reason."""
         try:
             yield
-        except Wrong as what:
-            self.trouble = str(what)
+        except (Exception, SystemExit) as error:
+            self.trouble = _reason(error)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         self.names.append(name)
         try:
             yield
-        except Wrong as what:
-            self.wrong[name] = str(what)
-        except (Exception, SystemExit) as error:  # an answer of a kind that nobody thought of
-            self.wrong[name] = f"the answer cannot be compared ({type(error).__name__}: {error})"
+        except (Exception, SystemExit) as error:
+            self.wrong[name] = _reason(error)
         if self.trouble:
             self.wrong[name] = self.trouble
 
@@ -90,38 +96,58 @@ class Cases:
         raise CheckFailed("\n".join(lines), 1 - len(wrong) / total)
 
 
-def check(cases: Callable[[Answer, Cases, torch.Generator], None]) -> Check:
+def _reason(error: BaseException) -> str:
+    if isinstance(error, Wrong):
+        return str(error)
+    # An answer of a kind that nobody thought of.
+    return f"the answer cannot be compared ({type(error).__name__}: {error})"
+
+
+def check(cases: Callable[..., None]) -> Check:
     """Make ``(answer, case, generator) -> None`` a check ``(answer, *, seed=0) -> None``.
 
     The check prints one line if every case is right, and raises :class:`CheckFailed` otherwise.
     Its inputs are drawn from the seed, so a grader checks the same on other inputs. Global random
-    generators are left as found.
+    generators are left as found. What ``cases`` takes by name alone is a setting of the check, for
+    a course that changes the task; an unknown one is a TypeError.
     """
+    settings = [each for each in inspect.signature(cases).parameters.values()
+                if each.kind is inspect.Parameter.KEYWORD_ONLY]  # fmt: skip
+    known = [each.name for each in settings]
 
     @functools.wraps(cases)
-    def run(answer: Answer, *, seed: int = 0) -> None:
+    def run(answer: Answer, *, seed: int = 0, **given: Any) -> None:
+        for name in given.keys() - set(known):
+            has = f"those are {', '.join(known)}" if known else "it has none"
+            raise TypeError(f"checks.{cases.__name__} has no setting {name!r}; {has}")
         if not callable(answer):
-            raise TypeError(f"answer={answer!r}: expected the function itself, as in checks."
-                            f"{cases.__name__}({cases.__name__}), without calling it")  # fmt: skip
+            raise NoFunction(f"answer={answer!r}: expected the function itself, as in checks."
+                             f"{cases.__name__}({cases.__name__}), without calling it")  # fmt: skip
         case = Cases(cases.__name__)
         with torch.random.fork_rng(devices=[]):
-            cases(functools.partial(call, answer), case, torch.Generator().manual_seed(seed))
+            generator = torch.Generator().manual_seed(seed)
+            cases(functools.partial(call, answer), case, generator, **given)
         case.verdict()
 
     del run.__wrapped__  # help() shows the signature of the check
+    of_all = list(inspect.signature(run).parameters.values())[:2]
+    run.__signature__ = inspect.Signature([*of_all, *settings])  # type: ignore[attr-defined]
     return run
 
 
-def score(points: float, check: Check, answer: Any, *, seed: int) -> float:
+def score(points: float, check: Check, answer: Any, *, seed: int, **settings: Any) -> float:
     """Points for an answer: ``points`` times the share of the cases that are right.
 
-    Prints what is wrong, never fails, and writes nothing to stderr, where a grader would take it
-    for a failure. What is no function earns 0.
+    Prints what is wrong, never fails because of the answer, and writes nothing to stderr, where a
+    grader would take it for a failure. What is no function earns 0.
+
+    Args:
+        settings: of the check, for a course that changes the task.
     """
     try:
         with silence():
-            check(answer, seed=seed)
-    except (CheckFailed, TypeError) as failed:
+            check(answer, seed=seed, **settings)
+    except (CheckFailed, NoFunction) as failed:
         print(failed)
         return round(points * getattr(failed, "share", 0.0), 2)
     return float(points)
@@ -142,22 +168,27 @@ def call(answer: Answer, *args: Any, may_borrow: bool = False) -> Any:
         code = frame.f_code
         if event != "call" or borrowed or code.co_name == "<module>":
             return
-        if (room := _room(code)) not in _ALLOWED and _from_outside(frame.f_back, code):
+        room, caller = _room(code), frame.f_back
+        if (room not in _ALLOWED and _from_outside(caller, code)) or _inside_of_a_check(
+            caller, code
+        ):
             name = code.co_qualname.partition(".<locals>")[0].removesuffix(".__init__")
             borrowed.append(f"trustml_helpers.{room}.{name}")
 
     before = sys.getprofile()
     with silence():
-        sys.setprofile(watch)
+        sys.setprofile(before if may_borrow else watch)
         try:
             found = answer(*args)
         except NotImplementedError:
             raise Wrong("not written yet") from None
+        except Wrong:  # what the check hands in may object
+            raise
         except (Exception, SystemExit) as error:  # no answer may end the grading
             raise Wrong(_where(error)) from None
         finally:
             sys.setprofile(before)
-    if borrowed and not may_borrow:
+    if borrowed:
         raise Wrong(f"calls {borrowed[0]}. Write this one yourself, with torch, numpy and scipy; "
                     "only the last task may use the package")  # fmt: skip
     if found is None:
@@ -193,6 +224,18 @@ def _from_outside(caller: FrameType | None, callee: CodeType) -> bool:
             return False
         caller = caller.f_back
     return caller is None or _room(caller.f_code) in _ALLOWED
+
+
+def _inside_of_a_check(caller: FrameType | None, callee: CodeType) -> bool:
+    """Whether an answer calls, or is, a function of the checks themselves.
+
+    What they hand in are methods and inner functions: networks, attacks, samplers.
+    """
+    if _room(callee) != "checks" or "." in callee.co_qualname:
+        return False
+    return (
+        caller is None or caller.f_code is call.__code__ or not _module(caller.f_code.co_filename)
+    )
 
 
 def _where(error: BaseException) -> str:
@@ -280,6 +323,45 @@ def untouched(before: Tensor, after: Tensor, name: str) -> None:
         raise Wrong(f"changes its argument {name} in place: work on {name}.clone()")
     if after.requires_grad and not before.requires_grad:
         raise Wrong(f"leaves {name}.requires_grad set: record on a copy, {name}.clone()")
+
+
+@contextmanager
+def left_alone(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
+    """Wrong unless the network comes out as it went in: the mode of every module, the weights.
+
+    Args:
+        gradients: look at ``.grad`` of the parameters as well.
+    """
+    before = _state(model)
+    yield
+    after = _state(model)
+    if changed := sum(a != b for a, b in zip(before["modes"], after["modes"], strict=True)):
+        raise Wrong(f"changes the mode of the network: {changed} of its modules come back in "
+                    "another one (train or eval) than before. Leave each as it is")  # fmt: skip
+    if not _same(before["weights"], after["weights"]):
+        raise Wrong("changes the weights of the network: an attack only reads them")
+    if before["recording"] != after["recording"]:
+        raise Wrong("leaves requires_grad of the weights changed: they are not yours to change")
+    if gradients and not _same(before["gradients"], after["gradients"]):
+        raise Wrong("changes .grad of the parameters, as backward() and zero_grad() do: "
+                    "torch.autograd.grad(loss, z) leaves it as it is")  # fmt: skip
+
+
+def _state(model: nn.Module) -> dict[str, list[Any]]:
+    parameters = list(model.parameters())
+    return {
+        "modes": [module.training for module in model.modules()],
+        "weights": [value.clone() for value in model.state_dict().values()],
+        "recording": [each.requires_grad for each in parameters],
+        "gradients": [None if each.grad is None else each.grad.clone() for each in parameters],
+    }
+
+
+def _same(before: list[Any], after: list[Any]) -> bool:
+    return all(
+        a is b if a is None or b is None else torch.equal(a, b)
+        for a, b in zip(before, after, strict=True)
+    )
 
 
 def modes(model: nn.Module) -> list[bool]:

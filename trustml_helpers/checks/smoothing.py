@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,28 +22,30 @@ from trustml_helpers.checks.harness import (
     agree,
     check,
     integer,
+    left_alone,
     number,
     tensor,
+    untouched,
 )
 from trustml_helpers.smoothing import ABSTAIN
 
 
-def _uniform(generator: torch.Generator, low: float, high: float) -> float:
+def uniform(generator: torch.Generator, low: float, high: float) -> float:
     return low + (high - low) * torch.rand((), generator=generator).item()
 
 
-def _whole(generator: torch.Generator, low: int, high: int) -> int:
+def whole(generator: torch.Generator, low: int, high: int) -> int:
     return int(torch.randint(low, high, (), generator=generator))
 
 
-def _lower(k: int, n: int, alpha: float) -> float:
+def lower(k: int, n: int, alpha: float) -> float:
     return float(exact_bound(k, n, alpha))
 
 
 @check
 def lower_conf_bound(answer: Answer, case: Cases, generator: torch.Generator) -> None:
-    """Task 6: LOWERCONFBOUND, ``(k, n, alpha) -> p``."""
-    few = _whole(generator, 60, 200)
+    """In notebook 05: LOWERCONFBOUND, ``(k, n, alpha) -> p``."""
+    few = whole(generator, 60, 200)
     for name, ks, n, alpha in (
         ("some successes", [int(0.8 * few)], few, 0.01),
         ("every one a success", [few], few, 0.001),
@@ -55,28 +58,42 @@ def lower_conf_bound(answer: Answer, case: Cases, generator: torch.Generator) ->
 
 
 def _bound(answer: Answer, k: int, n: int, alpha: float) -> None:
-    found = number(answer(k, n, alpha), "a probability")
+    found = number(answer(k, n, alpha), "a probability; for k = 0 the bound is 0")
+    faults = {
+        "alpha / 2: a two-sided interval; only the lower end is used, so all of alpha is "
+        "its": lower(k, n, alpha / 2),
+    } | bound_faults(k, n, alpha)  # fmt: skip
+    agree(found, lower(k, n, alpha), faults, tolerance=1e-6)
+
+
+def bound_faults(k: int, n: int, alpha: float) -> dict[str, float]:
+    """What some mistakes give for the lower bound; 1 minus that of n - k is the upper one's."""
     share = k / n
     spread = math.sqrt(share * (1 - share) / n)
-    faults = {
-        "this is k / n, no bound: the true p lies below it about half of the time": share,
-        "alpha / 2: a two-sided interval; only the lower end is used, so all of alpha is "
-        "its": _lower(k, n, alpha / 2),
-        "this is the upper bound": 1 - _lower(n - k, n, alpha),
-        "alpha and 1 - alpha are swapped": _lower(k, n, 1 - alpha),
-        "the normal approximation (Wald): not exact, above the bound near p = 1":
+    loose = share - math.sqrt(math.log(1 / alpha) / (2 * n))
+    plain = "this is k / n, no bound: the true p lies on the other side about half of the time"
+    if share in (0, 1):
+        plain = "this is 0 or 1, no bound: that all trials agree does not prove that all ever will"
+    return {
+        plain: share,
+        "this is the bound of the other side": 1 - lower(n - k, n, alpha),
+        "alpha and 1 - alpha are swapped": lower(k, n, 1 - alpha),
+        "the normal approximation (Wald): not exact, and too narrow near p = 0 and p = 1":
             share + stats.norm.ppf(alpha) * spread,
         "the two-sided normal approximation": share + stats.norm.ppf(alpha / 2) * spread,
-        "Hoeffding's bound: valid, but looser than Clopper and Pearson's":
-            share - math.sqrt(math.log(1 / alpha) / (2 * n)),
-        "Hoeffding's bound, cut at 0: valid, but looser than Clopper and Pearson's":
-            max(0.0, share - math.sqrt(math.log(1 / alpha) / (2 * n))),
-        "solves P(Bin(n, p) > k) = alpha: k itself belongs to the tail":
+        # Cut at 0 it is no longer told from other bounds of 0.
+        "Hoeffding's bound: valid, but looser than Clopper and Pearson's": loose,
+        "Hoeffding's bound, cut to [0, 1]: valid, but looser than Clopper and Pearson's":
+            loose if loose > 0 else math.nan,
+        "k itself belongs to the tail: P(Bin(n, p) >= k), not > k, for a lower bound":
             float(stats.beta.ppf(alpha, k + 1, max(n - k, 1e-9))),
+        "the parameters of the Beta distribution are off by one: k and n - k + 1 for a lower "
+        "bound, k + 1 and n - k for an upper one": float(stats.beta.ppf(alpha, k + 1, n - k + 1)),
+        "the parameters of the Beta distribution are k and n - k: one of them is off by one":
+            float(stats.beta.ppf(alpha, max(k, 1e-9), max(n - k, 1e-9))),
         "the median of the posterior, not a bound":
             float(stats.beta.median(k + 1, n - k + 1)),
     }  # fmt: skip
-    agree(found, _lower(k, n, alpha), faults, tolerance=1e-6)
 
 
 @check
@@ -113,18 +130,22 @@ def _samples(answered: Any, radius: float, sigma: float, alpha: float) -> None:
                     f"{sigma:g}, alpha {alpha:g}")  # fmt: skip
 
 
-class _Recorder(nn.Module):
+class Recorder(nn.Module):
     """Remembers what it is asked; answers one of four classes by the mean of the pixels."""
 
     def __init__(self) -> None:
         super().__init__()
         self.dropout = nn.Dropout(0.9)
+        self.inert = nn.Identity()
         self.asked: list[Tensor] = []
         self.answers: list[Tensor] = []
         self.modes: list[bool] = []
         self.eval()
+        self.inert.train()  # who calls eval() or train() changes a mode
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4:
+            raise RuntimeError(f"expected images (n, 1, height, width), got {tuple(x.shape)}")
         self.asked.append(x.detach().clone())
         self.modes.append(self.training)
         share = self.dropout(x.detach().double()).flatten(1).mean(1, keepdim=True)
@@ -135,45 +156,74 @@ class _Recorder(nn.Module):
 
 @check
 def sample_under_noise(answer: Answer, case: Cases, generator: torch.Generator) -> None:
-    """Task 7: ``(model, x, sigma, n, batch_size, num_classes, generator) -> counts``."""
-    seed = _whole(generator, 0, 10_000)
+    """In notebook 03: ``(model, x, sigma, n, batch_size, num_classes, generator) -> counts``."""
+    seed = whole(generator, 0, 10_000)
     for name, sigma, n, batch in (
         ("sigma 0.5", 0.5, 600, 200), ("sigma 0.25, the last batch smaller", 0.25, 650, 200),
         ("fewer samples than a batch", 1.5, 90, 200),
     ):  # fmt: skip
-        model = _Recorder()
         x = torch.rand(1, 16, 16, generator=generator)
         with case(name):
-            state = torch.random.get_rng_state()
-            counts = answer(model, x, sigma, n, batch, 4, torch.Generator().manual_seed(seed))
-            if not torch.equal(state, torch.random.get_rng_state()):
-                raise Wrong("draws from the global generator: pass generator=generator")
-            if any(model.modes):
-                raise Wrong("puts the network into train mode; leave the mode as it is")
-            _noise(model, x, sigma, n, batch)
-            expected = torch.bincount(torch.cat(model.answers), minlength=4)
-            _counts(counts, expected, n)
+            model = Recorder()
+            found = sampled(answer, model, x, sigma, n, batch, seed)
+            noise_of(model, x[None], sigma, n, batch)
+            counts_agree(found, torch.bincount(torch.cat(model.answers), minlength=4), n)
 
 
-def _noise(model: _Recorder, x: Tensor, sigma: float, n: int, batch: int) -> None:
-    """Wrong unless the network saw x plus fresh noise of the right size."""
+def sampled(
+    answer: Answer, model: Recorder, x: Tensor, sigma: float, n: int, batch: int, seed: int
+) -> Any:
+    """The counts of an answer; Wrong if it draws from elsewhere or changes the network."""
+    state, before = torch.random.get_rng_state(), x.clone()
+    with left_alone(model):
+        counts = answer(model, x, sigma, n, batch, 4, torch.Generator().manual_seed(seed))
+        if any(model.modes):
+            raise Wrong("puts the network into train mode; leave the mode as it is")
+    untouched(before, x, "x")
+    if not torch.equal(state, torch.random.get_rng_state()):
+        raise Wrong("draws from the global generator: pass generator=generator")
+    return counts
+
+
+def noise_of(model: Recorder, x: Tensor, sigma: float, n: int, batch: int) -> Tensor:
+    """Which of the images (b, ...) each answer was for.
+
+    Wrong unless the network saw each n times, under fresh noise of the right size.
+    """
     if not model.asked:
         raise Wrong("the network is never asked")
     if (largest := max(len(each) for each in model.asked)) > batch:
         raise Wrong(f"asks about {largest} images at once; batch_size = {batch}")
-    noise = torch.cat([each.reshape(-1, *x.shape) for each in model.asked]).double() - x.double()
-    if len(noise) != n:
-        raise Wrong(f"asks about {len(noise)} noisy images, n = {n}")
-    rows = noise.flatten(1)
-    seen = x.double() + noise
+    seen = torch.cat([each.reshape(-1, *x.shape[1:]) for each in model.asked]).double()
+    which = torch.cdist(seen.flatten(1), x.double().flatten(1)).argmin(1)
+    times = which.bincount(minlength=len(x)).tolist()
+    if len(x) > 1 and min(times) == 0:
+        raise Wrong(f"never asks about image {times.index(0)} of the batch: each has n copies")
+    if times != [n] * len(x):
+        each = f"{times[0]} noisy images" if len(x) == 1 else f"{times} copies of the images"
+        raise Wrong(f"asks about {each}, n = {n}")
     if seen.min() >= 0 and seen.max() <= 1:
         raise Wrong("clips the noisy images to [0, 1]: the theorem holds for the noise as it is")
-    parts = [part for part in rows.split([len(each) for each in model.asked]) if len(part) > 1]
-    if any((part == part[0]).all() for part in parts) or (rows == rows[0]).all():
-        raise Wrong("adds the same noise to every copy: draw fresh noise for each")
-    if len(rows.unique(dim=0)) < n:
-        raise Wrong("draws the same noise in every batch: do not seed the generator again")
+    rows = (seen - x.double()[which]).flatten(1)
+    _fresh(rows, which, [len(each) for each in model.asked])
     _spread(rows, sigma)
+    return which
+
+
+def _fresh(rows: Tensor, which: Tensor, sizes: list[int]) -> None:
+    """Wrong unless every copy of every image has noise of its own."""
+    images = [rows[which == i] for i in range(int(which.max()) + 1)]
+    batch = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    # Noise is what is left of float32 images: the same one may differ in the last digits.
+    if len(images) > 1 and torch.cdist(images[0][:1], images[1]).min() < 1e-3:
+        raise Wrong("adds the same noise to every image: draw noise of its own for each")
+    at_once = [
+        rows[(which == i) & (batch == j)] for i in range(len(images)) for j in batch.unique()
+    ]
+    if any(len(own) > 1 and (own == own[0]).all() for own in [*images, *at_once]):
+        raise Wrong("adds the same noise to every copy: draw fresh noise for each")
+    if any(len(own.unique(dim=0)) < len(own) for own in images):
+        raise Wrong("draws the same noise in every batch: do not seed the generator again")
 
 
 def _spread(rows: Tensor, sigma: float) -> None:
@@ -213,7 +263,7 @@ def noisy_loss(answer: Answer, case: Cases, generator: torch.Generator) -> None:
     for name, sigma, calls in (("sigma 0.5", 0.5, 1), ("sigma 0.25, two calls", 0.25, 2)):
         x = torch.rand(100, 1, 16, 16, generator=generator)
         y = torch.randint(3, (100,), generator=generator)
-        own = torch.Generator().manual_seed(_whole(generator, 0, 10_000))
+        own = torch.Generator().manual_seed(whole(generator, 0, 10_000))
         model = _Scored(256, generator)
         with case(name):
             state = torch.random.get_rng_state()
@@ -261,7 +311,7 @@ def _noisy_loss(found: Any, model: _Scored, y: Tensor) -> None:
         raise Wrong("the loss has no gradient: training needs it, so no torch.no_grad(), no item()")
 
 
-def _counts(found: Any, expected: Tensor, n: int) -> None:
+def counts_agree(found: Any, expected: Tensor, n: int) -> None:
     if not isinstance(found, Tensor | np.ndarray | list | tuple) or np.ndim(found) != 1:
         raise Wrong(f"returns {type(found).__name__}, expected 4 counts")
     values = [integer(each, "whole numbers: counts, not shares") for each in found]
@@ -290,7 +340,7 @@ _PREDICT_FAULTS: Mapping[str, Callable[[int, int, int, float], bool]] = {
     "tests the top count against all n votes: only the votes of the two top classes count":
         lambda a, b, n, alpha: stats.binomtest(a, n, 0.5).pvalue <= alpha,
     "asks for a lower bound above 1/2, as CERTIFY does":
-        lambda a, b, n, alpha: _lower(a, n, alpha) > 0.5,
+        lambda a, b, n, alpha: lower(a, n, alpha) > 0.5,
     "the comparison is turned: answer where the p-value is small":
         lambda a, b, n, alpha: stats.binomtest(a, a + b, 0.5).pvalue > alpha,
     "always abstains": lambda a, b, n, alpha: False,
@@ -299,8 +349,8 @@ _PREDICT_FAULTS: Mapping[str, Callable[[int, int, int, float], bool]] = {
 
 @check
 def predict(answer: Answer, case: Cases, generator: torch.Generator) -> None:
-    """Task 8: PREDICT from counts, ``(counts, alpha) -> class or -1``."""
-    total = _whole(generator, 80, 140)
+    """In notebook 03: PREDICT from counts, ``(counts, alpha) -> class or -1``."""
+    total = whole(generator, 80, 140)
     for name, alpha, third in (
         ("two classes, at the border of the test", 0.05, 0),
         ("many votes for other classes", 0.05, total // 2), ("small alpha", 0.001, 7),
@@ -339,7 +389,7 @@ def _predictions(found: list[int], wanted: list[tuple[int, int, int, int, float]
                 f"{found[at]}, expected {right[at]}")  # fmt: skip
 
 
-class _Votes:
+class Votes:
     """A sampler that hands out prepared counts and remembers what was asked."""
 
     def __init__(self, first: list[int], second: list[int]) -> None:
@@ -351,9 +401,12 @@ class _Votes:
         return torch.tensor(self.prepared[min(len(self.asked), 2) - 1])
 
 
-def _certified(k: int, n: int, alpha: float, sigma: float, fault: str = "") -> float | None:
+def _certified(
+    counts: list[int], top: int, alpha: float, sigma: float, fault: str = ""
+) -> float | None:
     """The radius of CERTIFY, or with one mistake; None where it abstains."""
-    p = k / n if fault == "plug-in" else _lower(k, n, alpha / 2 if fault == "two-sided" else alpha)
+    k, n = counts[top], sum(counts)
+    p = k / n if fault == "plug-in" else lower(k, n, alpha / 2 if fault == "two-sided" else alpha)
     if p <= 0.5 and fault != "never abstains":
         return None
     quantile = stats.norm.cdf(p) if fault == "cdf" else stats.norm.ppf(p)
@@ -372,10 +425,25 @@ _CERTIFY_FAULTS = {
 }
 
 
+@dataclass(frozen=True)
+class Rule:
+    """How a certificate follows from the counts that are counted.
+
+    Attributes:
+        radius: of ``(counts, class, alpha, sigma, fault)``; None where it abstains.
+        faults: what the mistakes that ``radius`` knows are, in words.
+        holds: when it answers, in words.
+    """
+
+    radius: Callable[..., float | None]
+    faults: Mapping[str, str]
+    holds: str
+
+
 @check
 def certify(answer: Answer, case: Cases, generator: torch.Generator) -> None:
-    """Task 9: CERTIFY, ``(sample, n0, n, alpha, sigma) -> (class or -1, radius)``."""
-    n0, n = 50, _whole(generator, 800, 1200)
+    """In notebook 05: CERTIFY, ``(sample, n0, n, alpha, sigma) -> (class or -1, radius)``."""
+    n0, n = 50, whole(generator, 800, 1200)
     top, other = torch.randperm(4, generator=generator)[:2].tolist()
 
     def votes(total: int, k: int, label: int = top, rest: int = other) -> list[int]:
@@ -383,7 +451,7 @@ def certify(answer: Answer, case: Cases, generator: torch.Generator) -> None:
         counts[label], counts[rest] = k, total - k
         return counts
 
-    many, few = int(_uniform(generator, 0.75, 0.95) * n), int(0.515 * n)
+    many, few = int(uniform(generator, 0.75, 0.95) * n), int(0.515 * n)
     clear = (votes(n0, 45), votes(n, many), 0.5)
     for name, runs in (
         ("a clear class", [clear]),
@@ -392,16 +460,18 @@ def certify(answer: Answer, case: Cases, generator: torch.Generator) -> None:
         ("clear, and the two samples disagree", [clear, (votes(n0, 40), votes(n, n // 3), 1.0)]),
     ):
         with case(name):
+            rule = Rule(_certified, _CERTIFY_FAULTS, "its bound is above 1/2")
             for first, second, sigma in runs:
-                _certificate(answer, first, second, sigma, top, other)
+                certificate(answer, first, second, sigma, top, other, rule)
 
 
-def _certificate(
-    answer: Answer, first: list[int], second: list[int], sigma: float, top: int, other: int
-) -> None:
+def certificate(
+    answer: Answer, first: list[int], second: list[int], sigma: float, top: int, other: int,
+    rule: Rule,
+) -> None:  # fmt: skip
     """Wrong unless CERTIFY asks for both samples and answers right; ``first`` favours ``top``."""
-    n0, n, k0, k, alpha = sum(first), sum(second), first[top], second[top], 0.001
-    sample = _Votes(first, second)
+    n0, n, k, alpha = sum(first), sum(second), second[top], 0.001
+    sample = Votes(first, second)
     found = answer(sample, n0, n, alpha, sigma)
     if not isinstance(found, tuple | list) or len(found) != 2:
         raise Wrong(f"returns {type(found).__name__}, expected two values: class and radius")
@@ -419,28 +489,29 @@ def _certificate(
                     "choose. Take the top class of the n0 samples")  # fmt: skip
     if label == top and k < second[other]:
         raise Wrong("answers the class of the first sample, which has a third of the votes of the "
-                    "second: count it there, and abstain where its bound is not above 1/2"
-                    )  # fmt: skip
-    expected = _certified(k, n, alpha, sigma)
+                    f"second: count it there, and abstain unless {rule.holds}")  # fmt: skip
+    expected = rule.radius(second, top, alpha, sigma)
     if label == ABSTAIN and expected is not None:
-        raise Wrong(f"abstains with {k} of {n} votes: the bound is above 1/2")
+        raise Wrong(f"abstains with {k} of {n} votes: {rule.holds}")
     if label == ABSTAIN:
         agree(radius, 0.0, {}, unit=" for the radius while abstaining")
         return
     if label != top:
         raise Wrong(f"class {label}, expected {top}")
     if math.isinf(radius):
-        raise Wrong("an infinite radius: all votes agree, but p = 1 cannot be known from n "
-                    "samples. The bound for k = n is alpha ** (1 / n)")  # fmt: skip
+        raise Wrong("an infinite radius: all votes agree, but neither p = 1 nor p = 0 is known "
+                    "from n samples. Take confidence bounds; for k = n none is 1")  # fmt: skip
+    both = [a + b for a, b in zip(first, second, strict=True)]
     faults = {
         what: value
-        for fault, what in _CERTIFY_FAULTS.items()
-        if (value := _certified(k, n, alpha, sigma, fault)) is not None
+        for fault, what in rule.faults.items()
+        if (value := rule.radius(second, top, alpha, sigma, fault)) is not None
     } | {
         "counts the votes of the first sample: they selected the class, so they cannot also "
-        "vouch for it": _certified(k0, n0, alpha, sigma) or math.inf,
+        "vouch for it": rule.radius(first, top, alpha, sigma) or math.inf,
         "adds both samples up: those that selected cannot also vouch":
-            _certified(k + k0, n + n0, alpha, sigma) or math.inf,
+            rule.radius(both, top, alpha, sigma) or math.inf,
+        "the sign is wrong: a radius is not negative": -(expected or math.inf),
     }  # fmt: skip
     if expected is None:
         agree(radius, math.inf, faults, tolerance=1e-6)
@@ -449,10 +520,10 @@ def _certificate(
 
 @check
 def two_class_radius(answer: Answer, case: Cases, generator: torch.Generator) -> None:
-    """Task 10a: ``(p_a, p_b, sigma) -> radius``."""
-    high = (_uniform(generator, 0.6, 0.8), _uniform(generator, 0.05, 0.15), 0.5)
-    low = (_uniform(generator, 0.42, 0.49), _uniform(generator, 0.1, 0.2), 0.25)
-    lost = (0.3, _uniform(generator, 0.35, 0.45), 0.75)
+    """In notebook 04: ``(p_a, p_b, sigma) -> radius``."""
+    high = (uniform(generator, 0.6, 0.8), uniform(generator, 0.05, 0.15), 0.5)
+    low = (uniform(generator, 0.42, 0.49), uniform(generator, 0.1, 0.2), 0.25)
+    lost = (0.3, uniform(generator, 0.35, 0.45), 0.75)
     for name, runs in (
         ("p_a above 1/2", [high]), ("p_a below 1/2", [low]), ("p_a below p_b", [high, lost])
     ):  # fmt: skip
@@ -492,15 +563,15 @@ def worst_classifier(answer: Answer, case: Cases, generator: torch.Generator) ->
     """
     edges = np.concatenate([[-np.inf], np.linspace(-2.5, 2.5, 12), [np.inf]])
     at_x = np.diff(stats.norm.cdf(edges))
-    ahead = np.diff(stats.norm.cdf(edges, _uniform(generator, 0.4, 0.9)))
-    behind = np.diff(stats.norm.cdf(edges, -_uniform(generator, 0.4, 0.9)))
+    ahead = np.diff(stats.norm.cdf(edges, uniform(generator, 0.4, 0.9)))
+    behind = np.diff(stats.norm.cdf(edges, -uniform(generator, 0.4, 0.9)))
     mixed = torch.rand(2, 9, generator=generator, dtype=torch.float64).numpy() + 0.05
     mixed = mixed / mixed.sum(1, keepdims=True)
     for name, p, q, least in (
         ("a line, moved to the right", at_x, ahead, 0.8),
-        ("a line, moved to the left", at_x, behind, _uniform(generator, 0.55, 0.9)),
-        ("cells in no order", *mixed, _uniform(generator, 0.6, 0.8)),
-        ("p_a below one half", *mixed, _uniform(generator, 0.2, 0.4)),
+        ("a line, moved to the left", at_x, behind, uniform(generator, 0.55, 0.9)),
+        ("cells in no order", *mixed, uniform(generator, 0.6, 0.8)),
+        ("p_a below one half", *mixed, uniform(generator, 0.2, 0.4)),
     ):
         with case(name):
             _worst(answer(p.copy(), q.copy(), least), p, q, least)

@@ -1,0 +1,295 @@
+"""A whole class through the grading: limits, several at once, a kill, points by hand, exports."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pandas as pd
+import pytest
+import tiny_homework as tiny
+from helpers import ROOT, watched
+
+from trustml_helpers import checks
+from trustml_helpers.checks.grading import contain, grader, homework, labels, run
+
+pytestmark = pytest.mark.slow  # nbgrader runs whole notebooks
+
+LIMITS = {"cell_seconds": 3, "notebook_seconds": 40, "memory_gb": 1.0}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The tiny homework in the place of the real one."""
+    folder = tmp_path_factory.mktemp("source")
+    tiny.build(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.use(folder, patch.setattr)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def blank(source, tmp_path_factory):
+    made = tmp_path_factory.mktemp("release")
+    return labels.read(homework.generate(made, 60, homework.numbers(), "--no-db"))
+
+
+@pytest.fixture(scope="module")
+def mixed(blank, tmp_path_factory):
+    """Submissions of every kind, with names of platforms, and a roster."""
+    folder = tmp_path_factory.mktemp("class") / "handed in"
+    tiny.put(tiny.answered(blank), folder / "lovelaceada_11_900_hw1.ipynb")
+    tiny.put(tiny.answered(blank, two=None), folder / "lovelaceada_11_901_hw1-1.ipynb")
+    tiny.put(blank, folder / "Blaise Pascal_7_assignsubmission_file_" / "hw1.ipynb")
+    tiny.put(tiny.stripped(tiny.answered(blank, why="Lost, but found.")), folder / "carl.ipynb")
+    lost = tiny.stripped(tiny.answered(blank, why="Where am I?"))
+    text = lost.cells.pop(-2)
+    del lost.cells[-2:]
+    lost.cells.insert(1, text)
+    tiny.put(lost, folder / "dora.ipynb")
+    (folder / "emil.ipynb").write_text('{"cells": [')
+    (folder / "fritz").mkdir()
+    (folder / "fritz" / "essay.pdf").write_bytes(b"%PDF")
+    wrong = tiny.answered(blank, three="def three():\n    return 33", why="<script>bad()</script>")
+    (folder / "gerda.ipynb").write_text(nbformat.writes(wrong), encoding="utf-8-sig")
+    (folder.parent / "roster.csv").write_text(
+        "id,name,email\n11,Ada Lovelace,ada@example.org\n12,Blaise Pascal,\n13,Carl,\n14,Dora,\n"
+        "15,Emil,\n16,Fritz,\n17,Zoe,zoe@example.org\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def graded(mixed, tmp_path_factory):
+    out = tmp_path_factory.mktemp("graded") / "out"
+    checks.grade(mixed, out, roster=mixed.parent / "roster.csv", jobs=2, **LIMITS)
+    return out
+
+
+def read(out):
+    kept = {"student": str, "notes": str}
+    return pd.read_csv(out / "grades.csv", dtype=kept, keep_default_na=False).set_index("student")
+
+
+def test_everybody_has_a_row_and_nobody_loses_points_to_a_tool(graded):
+    table = read(graded)
+    assert set(table.index) == {"11", "11 (lovelaceada_11_900_hw1.ipynb)", "12", "13", "14", "15",
+                                "16", "17", "gerda"}  # fmt: skip
+    status = table["status"].to_dict()
+    assert status["11 (lovelaceada_11_900_hw1.ipynb)"] == (
+        "superseded by lovelaceada_11_901_hw1-1.ipynb"
+    )
+    assert status["14"] == "labels lost: why"
+    assert status["15"].startswith("damaged: not a notebook")
+    assert status["16"] == "no notebook, only essay.pdf"
+    assert status["17"] == "missing"
+    good = {one for one, state in status.items() if state == "graded"}
+    assert good == {"11", "12", "13", "gerda"}
+    points = {one: table.loc[one, "points"] for one in ("11", "12", "13", "14", "gerda")}
+    assert points == {"11": "6.0", "12": "0.0", "13": "10.0", "14": "", "gerda": "4.0"}
+    waiting = table.loc[["11", "12", "13", "14"], "by_hand_open"]
+    assert waiting.astype(float).to_list() == [5, 0, 5, 5]
+    assert (table["of"].astype(float) == 15).all()
+    assert "labels were lost and found again" in table.loc["13", "notes"]
+    assert "unmatched: nobody in the roster fits 'gerda'" in table.loc["gerda", "notes"]
+    rows = run.load_rows(graded / "rows")
+    assert rows["14"].written == {"why": "Where am I?"}
+
+
+def test_what_goes_to_canvas_and_moodle(graded):
+    canvas = pd.read_csv(graded / "grades_canvas.csv", dtype=str, keep_default_na=False)
+    assert list(canvas)[:5] == ["Student", "ID", "SIS User ID", "SIS Login ID", "Section"]
+    assert canvas.iloc[0].to_list() == ["    Points Possible", "", "", "", "", "15"]
+    lines = canvas.set_index("Student")["Homework 1"].to_dict()
+    assert lines["Ada Lovelace"] == "6"
+    assert lines["Zoe"] == lines["Dora"] == lines["Emil"] == ""  # a gradebook is left as it is
+    ada = canvas[canvas["Student"] == "Ada Lovelace"].iloc[0]
+    assert (ada["ID"], ada["SIS User ID"], ada["SIS Login ID"]) == ("11", "", "ada@example.org")
+    assert canvas[canvas["Student"] == "Carl"].iloc[0]["SIS User ID"] == "13"
+    moodle = pd.read_csv(graded / "grades_moodle.csv", dtype=str, keep_default_na=False)
+    assert list(moodle) == ["ID number", "Full name", "Email address", "Homework 1",
+                            "Feedback comments"]  # fmt: skip
+    assert len(moodle) == len(canvas) - 1 == 8
+
+
+def test_the_pages_show_what_students_wrote_as_text(graded):
+    page = (graded / "written.html").read_text()
+    assert "Where am I?" in page
+    assert "Because" in page  # the model answer beside them
+    assert "<script>bad()" not in page
+    said = (graded / "summary.html").read_text()
+    assert "is #, no" in said
+    tasks = pd.read_csv(graded / "summary.csv").set_index("task")
+    assert tasks.loc["three", ["mean_share", "commonest_message", "students"]].to_list() == [
+        0.5, "is #, no", 1,
+    ]  # fmt: skip
+    assert (tasks.loc["two", "full"], tasks.loc["two", "none"]) == (2, 2)
+    feedback = (graded / "feedback" / "gerda.html").read_text()
+    assert "is 33, no" in feedback
+    assert '<a href="#three-graded">three</a> (Score: 0.0 / 6.0)' in feedback
+    assert re.search(r"seed</span><span class=\"o\">=</span><span class=\"mi\">\.\.\.", feedback)
+
+
+def test_points_are_entered_on_the_page_and_taken_without_running_anything(
+    graded, browser, tmp_path, monkeypatch
+):
+    bad = []
+    page = watched(browser, bad)
+    page.goto((graded / "written.html").as_uri())
+    assert "4 of 4 without points" in page.locator("#open").inner_text()
+    field = page.locator('[data-points="11/why"]')
+    field.fill("7")
+    assert page.locator("#save").is_disabled()
+    field.fill("3.5")
+    page.locator('[data-comment="11/why"]').fill('Good, "but" short;\nsee 02.')
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    download.value.save_as(graded / "by_hand.csv")
+    monkeypatch.setattr(contain, "run", lambda *_: pytest.fail("runs a submission"))
+    table = checks.enter_points(graded).set_index("student")
+    assert table.loc["11", ["points", "by_hand_open"]].to_list() == [9.5, 0]
+    feedback = (graded / "feedback" / "11.html").read_text().replace("&quot;", '"')
+    assert 'Good, "but" short' in feedback
+    moodle = pd.read_csv(graded / "grades_moodle.csv", dtype=str).set_index("ID number")
+    assert moodle.loc["11", "Homework 1"] == "9.5"
+    assert moodle.loc["11", "Feedback comments"].startswith("Good")
+    page.goto((graded / "written.html").as_uri())
+    assert page.locator('[data-points="11/why"]').input_value() == "3.5"
+    assert not bad
+
+
+def test_points_for_an_older_text_are_flagged_and_one_student_is_graded_alone(
+    graded, mixed, blank, tmp_path
+):
+    before = read(graded)
+    new = tmp_path / "again"
+    tiny.put(tiny.answered(blank, why="Quite another answer."), new / "11.ipynb")
+    roster = mixed.parent / "roster.csv"
+    table = checks.grade(new, graded, roster=roster, only=["11"], **LIMITS).set_index("student")
+    assert "why: its points were given for an older text" in table.loc["11", "notes"]
+    assert table.loc["11", "points"] == 13.5
+    assert "given for an older text" in (graded / "written.html").read_text()
+    others = [one for one in table.index if one not in ("11",)]
+    assert table.loc[others, "status"].to_dict() == before.loc[others, "status"].to_dict()
+    assert not [one for one in table.index if one.startswith("11 (")]  # the version of before
+    with pytest.raises(checks.HomeworkError, match=r"only=\['nobody'\]: no such row"):
+        checks.grade(new, graded, only=["nobody"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "points", "note"),
+    [
+        ("endless", "graded", 6, "out of time: two-graded"),
+        ("asleep", "graded", 6, "out of time: two-graded"),
+        ("memory", "graded", 6, ""), ("hoard", None, None, ""), ("file", "graded", 6, ""),
+        ("prints", "graded", 10, ""), ("parent", "crashed: its code ended Python", 0, ""),
+        ("exits", "crashed: its code ended Python", 0, ""),
+        ("forks", None, 0, ""),
+    ],
+)  # fmt: skip
+def test_what_goes_too_far_costs_its_own_task_or_its_own_submission(
+    source, blank, tmp_path, kind, status, points, note
+):
+    tiny.put(tiny.answered(blank, two=tiny.PITFALLS[kind]), tmp_path / "in" / f"{kind}.ipynb")
+    limits = LIMITS | {"memory_gb": 4.0 if kind == "prints" else 1.0}  # what is cut was there
+    table = checks.grade(tmp_path / "in", tmp_path / "out", **limits).set_index("student")
+    row = table.loc[kind]
+    if status is None:  # refused by the system, or seen by the watch: what comes first
+        assert row["status"] in ("graded", "stopped: it used more than 1 GB of memory",
+                                 "stopped: it started more than 100 processes")  # fmt: skip
+        return
+    assert (row["status"], row["points"]) == (status, points)
+    assert note in row["notes"]
+    page = tmp_path / "out" / "feedback" / f"{kind}.html"
+    assert not page.exists() or page.stat().st_size < 20e6
+
+
+GRADE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import tiny_homework as tiny
+from trustml_helpers import checks
+tiny.use(Path({source!r}), setattr)
+checks.grade(Path({folder!r}), Path(sys.argv[1]), jobs=int(sys.argv[2]), resume=True)
+"""
+
+
+def without_times(out):
+    table = read(out).drop(columns="seconds")
+    return table.sort_index()
+
+
+def test_one_job_or_two_or_a_kill_and_all_is_the_same(source, blank, mixed, tmp_path):
+    folder = tmp_path / "in"
+    for number in range(5):
+        three = f"def three():\n    return {number + 1}"
+        tiny.put(tiny.answered(blank, three=three), folder / f"student {number}.ipynb")
+    checks.grade(folder, tmp_path / "one", jobs=1)
+    code = GRADE.format(tests=str(ROOT / "tests"), source=str(source), folder=str(folder))
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-c", code, str(killed), "2"]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    while len(list((killed / "rows").glob("*.json"))) < 2 and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = {path.name: path.read_bytes() for path in (killed / "rows").glob("*.json")}
+    assert 2 <= len(finished) < 5
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    for name, raw in finished.items():  # what was finished was not done again
+        assert (killed / "rows" / name).read_bytes() == raw
+    pd.testing.assert_frame_equal(without_times(killed), without_times(tmp_path / "one"))
+
+
+def test_another_process_may_not_grade_into_the_same_folder(source, mixed, tmp_path):
+    with (
+        grader._alone(tmp_path / "out"),
+        pytest.raises(checks.HomeworkError, match="another proce"),
+    ):
+        checks.grade(mixed, tmp_path / "out")
+
+
+def test_what_cannot_begin_is_said_before_any_work(source, mixed, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setattr(homework, "generate", lambda *_: pytest.fail("work began"))
+    with pytest.raises(checks.HomeworkError, match="jobs=0"):
+        checks.grade(mixed, out, jobs=0)
+    with pytest.raises(checks.HomeworkError, match="no such file"):
+        checks.grade(mixed, out, roster=tmp_path / "gone.csv")
+    assert not out.exists()
+    out.mkdir()
+    (out / "by_hand.csv").write_text("student,why\n11,99\n")
+    with pytest.raises(checks.HomeworkError, match="'11' has '99' for why: expected points from 0"):
+        checks.grade(mixed, out)
+    with pytest.raises(checks.HomeworkError, match="nothing was graded there"):
+        checks.enter_points(out)
+    with pytest.raises(checks.HomeworkError, match="nothing was graded there"):
+        checks.scoreboard(out)
+
+
+def test_the_scoreboard_ranks_and_hides_names(graded):
+    text = checks.scoreboard(graded).read_text()
+    assert "13" in text
+    assert text.index("steep") < text.index("coarse")
+    assert "<b>10.0</b>" in text
+    hidden = checks.scoreboard(graded, pseudonyms=True).read_text()
+    assert "attacker 1" in hidden
+    assert "gerda" not in hidden
+
+
+def test_an_interrupt_ends_what_runs(source, blank, tmp_path):
+    tiny.put(tiny.answered(blank, two=tiny.PITFALLS["asleep"]), tmp_path / "in" / "x.ipynb")
+    code = GRADE.format(tests=str(ROOT / "tests"), source=str(source),
+                        folder=str(tmp_path / "in"))  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out"), "1"],
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    log = tmp_path / "out" / "logs" / "x.log"
+    while not (log.exists() and "Autograding" in log.read_text()) and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) != 0

@@ -1,0 +1,183 @@
+"""The table of a class: rows and points by hand in, CSV files out, those of platforms too."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trustml_helpers._support.files import replace_file
+from trustml_helpers.checks.grading.homework import HomeworkError
+from trustml_helpers.checks.grading.labels import label, name_of
+from trustml_helpers.checks.grading.run import GRADED, LOST, Row
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TITLE = "Homework 1"
+_COMMENT, _READ = " comment", " read"
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a person gave for one written answer: points, a comment, and the text it was for."""
+
+    points: float
+    comment: str = ""
+    read: str = ""
+
+
+ByHand = dict[str, dict[str, Given]]
+
+
+def maxima(blank: Any) -> tuple[dict[str, float], list[str]]:
+    """Points of every graded cell of a release, and which of them a person gives."""
+    cells = [cell for cell in blank.cells if label(cell).get("grade")]
+    points = {name_of(cell): float(label(cell)["points"]) for cell in cells}
+    return points, [name_of(cell) for cell in cells if label(cell).get("solution")]
+
+
+def digest_of(text: str) -> str:
+    """Names a text: points belong to the text that was read."""
+    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:12]
+
+
+def read_by_hand(path: Path, points: dict[str, float]) -> ByHand:
+    """The points by hand, by student and written answer; empty where nothing is filled in.
+
+    Args:
+        path: ``by_hand.csv``, with the columns ``student``, the names of the written answers, and
+            beside each ``NAME comment`` and ``NAME read``, which may be missing.
+        points: the largest possible, by name.
+
+    Raises:
+        HomeworkError: for points that are no number or out of range, a student who is there twice
+            or a file that is no such table; it names the cell.
+    """
+    import pandas as pd
+
+    if not path.exists():
+        return {}
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = table.set_index("student")
+    except KeyError as error:
+        raise HomeworkError(f"{path}: expected the column student, and one per question") from error
+    except ValueError as error:
+        raise HomeworkError(f"{path}: expected a table in CSV ({error})") from error
+    if table.index.has_duplicates:
+        raise HomeworkError(f"{path}: {table.index[table.index.duplicated()][0]!r} is there twice")
+    found: ByHand = {}
+    for student, line in table.iterrows():
+        own = found.setdefault(str(student), {})
+        for name in (each for each in points if each in table and line[each].strip()):
+            value = _points(path, str(student), name, line[name], points[name])
+            own[name] = Given(value, str(line.get(name + _COMMENT, "")), line.get(name + _READ, ""))
+    return found
+
+
+def _points(path: Path, student: str, name: str, text: str, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= most:  # NaN is not, either
+        raise HomeworkError(f"{path}: {student!r} has {text!r} for {name}: expected points from 0 "
+                            f"to {most:g}, or nothing")  # fmt: skip
+    return value
+
+
+def write_by_hand(path: Path, given: ByHand, rows: dict[str, Row], written: list[str]) -> None:
+    """The table to fill in: everybody who was graded, and what was given before."""
+    import pandas as pd
+
+    lines = []
+    for student in dict.fromkeys([*given, *(one.student for one in rows.values() if not one.of)]):
+        line = {"student": student}
+        for name in written:
+            one = given.get(student, {}).get(name)
+            line[name] = "" if one is None else f"{one.points:g}"
+            line[name + _COMMENT] = "" if one is None else one.comment
+            line[name + _READ] = "" if one is None else one.read
+        lines.append(line)
+    columns = ["student", *(n + end for n in written for end in ("", _COMMENT, _READ))]
+    replace_file(path, pd.DataFrame(lines, columns=columns).to_csv(index=False).encode())
+
+
+def mark_read(given: ByHand, rows: dict[str, Row]) -> ByHand:
+    """The points by hand, where those that name no text now name the one that is there."""
+    marked: ByHand = {}
+    for student, own in given.items():
+        texts = rows[student].written if student in rows else {}
+        marked[student] = {
+            name: one if one.read or name not in texts
+            else Given(one.points, one.comment, digest_of(texts[name]))
+            for name, one in own.items()
+        }  # fmt: skip
+    return marked
+
+
+def table(rows: dict[str, Row], given: ByHand, blank: Any) -> pd.DataFrame:
+    """One row per submission: see :func:`grade`."""
+    import pandas as pd
+
+    points, written = maxima(blank)
+    named = any(row.name or row.email for row in rows.values())
+    lines = []
+    for row in rows.values():
+        own = given.get(row.student, {}) if not row.of else {}
+        score = {name: row.points.get(name, 0.0) for name in points}
+        score |= {name: one.points for name, one in own.items()}
+        waiting = [name for name in written if name in row.written and name not in own]
+        notes = row.notes + [
+            f"{name}: its points were given for an older text"
+            for name, one in own.items()
+            if one.read and one.read != digest_of(row.written.get(name, ""))
+        ]  # fmt: skip
+        line: dict[str, Any] = {"student": row.student}
+        if named:
+            line |= {"name": row.name, "email": row.email}
+        lost = row.status.startswith(LOST)
+        line |= {
+            "status": row.status, "points": None if lost else round(sum(score.values()), 2),
+            "of": sum(points.values()),
+            "by_hand_open": sum(points[name] for name in waiting) if not row.of else 0,
+            "seconds": row.seconds, "notes": "; ".join(notes),
+        }  # fmt: skip
+        lines.append(line | (dict.fromkeys(score) if lost else score))
+    return pd.DataFrame(lines)
+
+
+def export(whole: pd.DataFrame, rows: dict[str, Row], given: ByHand, out: Path) -> None:
+    """``grades_canvas.csv`` and ``grades_moodle.csv``, as their gradebooks import them.
+
+    Only what was graded has points there; an empty field leaves a gradebook as it is. Canvas knows
+    a person by the number of its file names (``ID``), else by ``SIS User ID`` or ``SIS Login ID``;
+    Moodle by ``ID number`` or ``Email address``.
+    """
+    import pandas as pd
+
+    canvas, moodle = [], []
+    most = 0.0
+    for line in whole.to_dict("records"):
+        row, most = rows[line["student"]], line["of"]
+        if row.of:
+            continue
+        points = f"{line['points']:g}" if row.status == GRADED else ""
+        comments = [one.comment for one in given.get(row.student, {}).values() if one.comment]
+        canvas.append({
+            "Student": row.name or row.student, "ID": row.canvas,
+            "SIS User ID": "" if row.canvas else row.student, "SIS Login ID": row.email,
+            "Section": "", TITLE: points,
+        })  # fmt: skip
+        moodle.append({
+            "ID number": row.student, "Full name": row.name or row.student,
+            "Email address": row.email, TITLE: points,
+            "Feedback comments": " ".join(comments) if points else "",
+        })  # fmt: skip
+    possible = {"Student": "    Points Possible", TITLE: f"{most:g}"}
+    for name, lines in (("canvas", [possible, *canvas]), ("moodle", moodle)):
+        text = pd.DataFrame(lines, columns=list(lines[-1])).to_csv(index=False)
+        replace_file(out / f"grades_{name}.csv", text.encode())

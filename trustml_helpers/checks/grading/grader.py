@@ -1,0 +1,218 @@
+"""A class: every submission in a process of its own, several at once, and what comes of it.
+
+Student code runs on this machine with this user's rights: see ``docs/instructor/homework.md``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from trustml_helpers._support.files import InUseError, only_writer, replace_file
+from trustml_helpers.checks.grading import book, contain, labels, pages
+from trustml_helpers.checks.grading.homework import (
+    ASSIGNMENT,
+    SOURCE,
+    HomeworkError,
+    generate,
+    numbers,
+)
+from trustml_helpers.checks.grading.roster import Submission, collect, read_roster
+from trustml_helpers.checks.grading.run import Row, begin, grade_one, load_rows, show_points
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def grade(
+    submissions: Path, out: Path, *, roster: Path | None = None, variant: str = "", jobs: int = 1,
+    resume: bool = False, only: Collection[str] = (), cell_seconds: int = 120,
+    notebook_seconds: int = 1200, memory_gb: float = 4.0,
+) -> pd.DataFrame:  # fmt: skip
+    """Grade every notebook of a folder, whatever is wrong with some of them.
+
+    Args:
+        submissions: folder of notebooks, or of folders with one student's files each, named by the
+            students or as Canvas and Moodle name them.
+        out: folder for the results: ``grades.csv`` and its exports, ``feedback/NAME.html``,
+            ``logs/NAME.log``, ``by_hand.csv``, ``written.html``, ``summary.html``,
+            ``similar.html``, and a row per student in ``rows/``. Grading again keeps the points by
+            hand and the rows of others.
+        roster: CSV with ``id, name, email``: students are matched by one of them, and those without
+            a submission get a row.
+        variant: of the release that was handed out.
+        jobs: submissions at once, each in processes of its own.
+        resume: leave out what was graded already, from the same file and the same release.
+        only: names of rows to grade; the others stay.
+        cell_seconds: processor time of a cell; it is interrupted, the others still count.
+        notebook_seconds: for a notebook by the clock; it is stopped and named.
+        memory_gb: for all the processes of a submission together.
+
+    Returns:
+        One row per submission, as in ``grades.csv``: ``student status points of by_hand_open
+        seconds notes`` (with a roster ``name email``, too; ``by_hand_open``: points of written
+        answers that nobody has read yet), then the points of every graded cell. Where the labels of
+        cells are lost there are no points.
+
+    Raises:
+        HomeworkError: before any work, if there is nothing to grade, a table cannot be read, a name
+            of ``only`` is not there, another process grades into ``out``, or nbgrader is missing.
+    """
+    if jobs < 1:
+        raise HomeworkError(f"jobs={jobs}: expected a whole number from 1 on")
+    people = None if roster is None else read_roster(roster)
+    found = [one for one in collect(submissions, people) if not only or one.student in only]
+    if strangers := set(only) - {one.student for one in found}:
+        raise HomeworkError(f"only={sorted(strangers)}: no such row in {submissions}")
+    year = numbers(variant)
+    book.read_by_hand(out / "by_hand.csv", year.points)  # a mistake there is told before the work
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    limits = contain.Limits(cell_seconds, notebook_seconds, memory_gb, threads=threads)
+    with _alone(out):
+        blank = _prepared(out, year, limits)
+        _remember_what_was_read(out, blank)
+        release = "".join(cell.source for cell in blank.cells)
+        _run_all(found, blank, release, out, limits, jobs, resume=resume)
+        return _written_out(out, blank)
+
+
+def enter_points(out: Path, *, variant: str = "") -> pd.DataFrame:
+    """Take the points of ``by_hand.csv`` into all tables and pages; no code of a student runs.
+
+    Args:
+        out: folder of an earlier :func:`grade`.
+        variant: as there.
+
+    Raises:
+        HomeworkError: if nothing was graded there, or the table cannot be read.
+    """
+    if not (out / "rows").is_dir():
+        raise HomeworkError(f"out={str(out)!r}: nothing was graded there")
+    points = numbers(variant).points
+    given = book.read_by_hand(out / "by_hand.csv", points)
+    with _alone(out):
+        blank = labels.read(out / "course" / "release" / ASSIGNMENT / SOURCE.name)
+        rows = load_rows(out / "rows")
+        for student, own in tqdm(given.items(), desc="pages"):
+            if student in rows and own:
+                show_points(rows[student], out, {n: (g.points, g.comment) for n, g in own.items()})
+        return _written_out(out, blank)
+
+
+def relabel(submission: Path, out: Path, *, variant: str = "") -> list[str]:
+    """Write a copy of a notebook with the labels of the release, for a person to look at.
+
+    Args:
+        submission: the notebook whose labels are lost.
+        out: where the copy goes; grade it in place of the other if it is right.
+        variant: of the release.
+
+    Returns:
+        What was matched, moved or guessed, a sentence each.
+
+    Raises:
+        HomeworkError: if it is no notebook, or the copy would replace it.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        blank = labels.read(generate(Path(scratch), 60, numbers(variant), "--no-db"))
+    return labels.relabel(submission, blank, out).notes
+
+
+def scoreboard(out: Path, *, pseudonyms: bool = False) -> Path:
+    """Write ``board.html``: what each student's attack left of the defenses of the open task.
+
+    Args:
+        out: folder of an earlier :func:`grade`.
+        pseudonyms: show no names.
+
+    Raises:
+        HomeworkError: if nothing was graded there.
+    """
+    rows = load_rows(out / "rows")
+    if not rows:
+        raise HomeworkError(f"out={str(out)!r}: nothing was graded there")
+    page = out / "board.html"
+    replace_file(page, pages.board(rows.values(), pseudonyms=pseudonyms).encode())
+    return page
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with only_writer(out / "grades.csv"):
+            yield
+    except InUseError as error:
+        raise HomeworkError(f"out={str(out)!r}: another process grades into this folder; wait for "
+                            "its end, or name another") from error  # fmt: skip
+
+
+def _prepared(out: Path, year: Any, limits: contain.Limits) -> Any:
+    """The course that every submission gets a copy of; what was released."""
+    for folder in ("logs", "feedback", "rows"):
+        (out / folder).mkdir(exist_ok=True)
+    wall = 4 * limits.cell_seconds  # a cell that only waits uses no processor time
+    return labels.read(generate(out / "course", wall, year, "--force"))
+
+
+def _remember_what_was_read(out: Path, blank: Any) -> None:
+    """Points that name no text were for the answers of the last run, not for those to come."""
+    rows = load_rows(out / "rows")
+    points, written = book.maxima(blank)
+    given = book.mark_read(book.read_by_hand(out / "by_hand.csv", points), rows)
+    book.write_by_hand(out / "by_hand.csv", given, rows, written)
+
+
+def _run_all(
+    found: list[Submission], blank: Any, release: str, out: Path, limits: contain.Limits, jobs: int,
+    *, resume: bool,
+) -> None:  # fmt: skip
+    """Grade what is to be graded; each row is on disk as soon as it is known."""
+    rows, known = out / "rows", load_rows(out / "rows")
+    for row in known.values():  # older versions of those who are graded again
+        if row.of in {one.student for one in found}:
+            (rows / f"{row.student}.json").unlink()
+    waiting: list[tuple[Row, Path]] = []
+    for one in found:
+        row = begin(one, release)
+        if resume and row.key and one.student in known and known[one.student].key == row.key:
+            continue
+        if one.path is None or row.status:
+            row.save(rows)
+        else:
+            waiting.append((row, one.path))
+    for said in contain.unlimited() if waiting else []:
+        print(f"note: {said}", file=sys.stderr)
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(waiting), desc="graded") as bar:
+        tasks = [pool.submit(grade_one, row, path, blank, out, limits) for row, path in waiting]
+        try:
+            for task in as_completed(tasks):
+                row = task.result()
+                row.save(rows)
+                bar.set_postfix_str(f"{row.student}: {row.status}"[:50])
+                bar.update()
+        except BaseException:
+            contain.stop_all()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _written_out(out: Path, blank: Any) -> pd.DataFrame:
+    """All tables and pages, from the rows on disk."""
+    rows = load_rows(out / "rows")
+    points, written = book.maxima(blank)
+    given = book.mark_read(book.read_by_hand(out / "by_hand.csv", points), rows)
+    whole = book.table(rows, given, blank)
+    replace_file(out / "grades.csv", whole.to_csv(index=False).encode())
+    book.write_by_hand(out / "by_hand.csv", given, rows, written)
+    book.export(whole, rows, given, out)
+    pages.write(out, rows, given, whole, blank)
+    return whole

@@ -1,0 +1,246 @@
+"""One submission: put into a course of its own, graded by nbgrader within limits, read back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from trustml_helpers._support.files import replace_file
+from trustml_helpers.checks.grading import contain, labels
+from trustml_helpers.checks.grading.homework import (
+    ASSIGNMENT,
+    SOURCE,
+    environment,
+    nbgrader,
+    nbgrader_command,
+)
+from trustml_helpers.checks.grading.roster import Submission
+
+GRADED, LOST = "graded", "labels lost"
+_ONE = "student"  # every course has one
+_FORMULAS = 'MathJax = {tex: {inlineMath: [["$", "$"], ["\\\\(", "\\\\)"]], processEscapes: true}};'
+
+
+@dataclass
+class Row:
+    """What is known of one submission; a JSON file of its own, which a kill cannot halve.
+
+    Attributes:
+        student, name, email, of: as in :class:`Submission`.
+        status: "graded", or why it is not.
+        notes: what a person should look at.
+        seconds: that grading took.
+        points: by graded cell, without those that a person gives.
+        written: the written answers, by cell.
+        said: what the graded checks said, by cell.
+        code: the code cells.
+        file: what was graded, and ``key``: a digest of it and of the release.
+    """
+
+    student: str
+    name: str = ""
+    email: str = ""
+    canvas: str = ""
+    of: str = ""
+    status: str = ""
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    points: dict[str, float] = field(default_factory=dict)
+    written: dict[str, str] = field(default_factory=dict)
+    said: dict[str, str] = field(default_factory=dict)
+    code: list[str] = field(default_factory=list)
+    file: str = ""
+    key: str = ""
+
+    def save(self, folder: Path) -> None:
+        raw = json.dumps(asdict(self), ensure_ascii=False, indent=1).encode()
+        replace_file(folder / f"{self.student}.json", raw)
+
+
+def load_rows(folder: Path) -> dict[str, Row]:
+    """The rows of a folder, by student."""
+    found = [Row(**json.loads(path.read_text("utf-8"))) for path in sorted(folder.glob("*.json"))]
+    return {row.student: row for row in found}
+
+
+def begin(submission: Submission, release: str) -> Row:
+    """The row of a submission before anything ran."""
+    person, path = submission.person, submission.path
+    row = Row(
+        submission.student, canvas=submission.canvas, of=submission.of, status=submission.status,
+        notes=list(submission.notes),
+    )  # fmt: skip
+    if person is not None:
+        row.name, row.email = person.name, person.email
+    if path is not None:
+        row.file = path.name
+        row.key = hashlib.sha256(release.encode() + path.read_bytes()).hexdigest()
+    return row
+
+
+def grade_one(row: Row, path: Path, blank: Any, out: Path, limits: contain.Limits) -> Row:
+    """Grade one notebook; the row with what came out.
+
+    Args:
+        row: from :func:`begin`.
+        path: the notebook.
+        blank: what was released.
+        out: folder of the results; ``out/course`` is the course to copy.
+        limits: for this submission.
+    """
+    import nbformat
+
+    started = time.monotonic()
+    log = out / "logs" / f"{row.student}.log"
+    log.write_text("")
+    page = out / "feedback" / f"{row.student}.html"
+    page.unlink(missing_ok=True)
+    course = out / "work" / row.student
+    shutil.rmtree(course, ignore_errors=True)
+    try:
+        notebook = labels.read(path)
+        found = labels.restore(notebook, blank)
+    except Exception as error:  # whatever is in a damaged file
+        log.write_text(f"{error}\n")
+        row.status = f"damaged: {error}"
+        return row
+    row.notes += found.notes + _other_year(notebook, blank)
+    row.code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    row.written = _written(found.place, blank)
+    if found.lost:  # what was written is kept for a person to read
+        row.written = _written(labels.restore(labels.read(path), blank, guess=True).place, blank)
+        row.status = f"{LOST}: {', '.join(found.lost)}"
+        return row
+    place = course / "submitted" / _ONE / ASSIGNMENT
+    place.mkdir(parents=True)
+    nbformat.write(notebook, place / SOURCE.name)
+    for name in ("gradebook.db", "nbgrader_config.py"):
+        shutil.copy(out / "course" / name, course)
+    code, why = contain.run(
+        nbgrader_command("autograde", "--student", _ONE, "--force"), course, log, limits,
+        environment(limits.threads),
+    )  # fmt: skip
+    row.status = _status(code, why, log)
+    if row.status == GRADED:
+        _read_back(row, course)
+        _feedback(course, log, page)
+    row.seconds = round(time.monotonic() - started, 1)
+    return row
+
+
+def show_points(row: Row, out: Path, given: dict[str, tuple[float, str]]) -> None:
+    """Write points and comments of a person into the page of feedback; no code of a student runs.
+
+    Args:
+        row: of the student; nothing happens unless it was graded.
+        out: folder of the results.
+        given: points and comment, by written answer.
+    """
+    course = out / "work" / row.student
+    if row.status != GRADED or not (course / "gradebook.db").exists():
+        return
+    from nbgrader.api import Gradebook
+
+    with Gradebook(f"sqlite:///{course.resolve() / 'gradebook.db'}", "trustml") as book:
+        submission = book.find_submission(ASSIGNMENT, _ONE).notebooks[0]
+        for grade in submission.grades:
+            if grade.name in given:
+                grade.manual_score, grade.needs_manual_grade = given[grade.name][0], False
+        for comment in submission.comments:
+            if comment.name in given:
+                comment.manual_comment = given[comment.name][1] or None
+        book.db.commit()
+    page = out / "feedback" / f"{row.student}.html"
+    _feedback(course, out / "logs" / f"{row.student}.log", page)
+
+
+def _written(place: dict[str, Any], blank: Any) -> dict[str, str]:
+    """The written answers that differ from what was released."""
+    asked = {
+        name: cell.source for name, cell in labels.released_cells(blank).items()
+        if labels.label(cell).get("grade") and labels.label(cell).get("solution")
+    }  # fmt: skip
+    return {
+        name: place[name].source for name, text in asked.items()
+        if name in place and place[name].source.strip() not in ("", text.strip())
+    }  # fmt: skip
+
+
+def _other_year(notebook: Any, blank: Any) -> list[str]:
+    """A note, if a notebook says that it is another year's."""
+    own, ours = (one.metadata.get("trustml", {}).get("variant") for one in (notebook, blank))
+    if own is None or own == ours:
+        return []
+    return [
+        f"of the release {own or 'as it is'!r}, graded as {ours or 'as it is'!r}: other numbers"
+    ]
+
+
+def _status(code: int, why: str, log: Path) -> str:
+    if why:
+        return f"stopped {why}" if why.startswith("after") else f"stopped: {why}"
+    if code == 0:
+        return GRADED
+    said = log.read_text(encoding="utf-8", errors="replace")
+    dead = "DeadKernelError" in said or code in (-9, 137)
+    return "crashed: its code ended Python" if dead else "nbgrader failed: see its log"
+
+
+def _read_back(row: Row, course: Path) -> None:
+    """Points and messages of every graded cell, and which cells ran out of time."""
+    import nbformat
+    from nbgrader.api import Gradebook
+
+    with Gradebook(f"sqlite:///{course.resolve() / 'gradebook.db'}", "trustml") as book:
+        grades = book.find_submission(ASSIGNMENT, _ONE).notebooks[0].grades
+        row.points = {one.name: one.score for one in grades if not one.needs_manual_grade}
+    path = course / "autograded" / _ONE / ASSIGNMENT / SOURCE.name
+    for number, cell in enumerate(nbformat.read(path, as_version=4).cells, 1):
+        if cell.cell_type != "code":
+            continue
+        name = labels.name_of(cell)
+        errors = [one for one in cell.outputs if one.output_type == "error"]
+        if any(one.ename in ("OutOfTime", "KeyboardInterrupt") for one in errors):
+            row.notes.append(f"out of time: {name or f'cell {number}'}")
+        if name in row.points:
+            said = [one.text for one in cell.outputs if one.output_type == "stream"]
+            said += [f"{one.ename}: {one.evalue}" for one in errors]
+            row.said[name] = "\n".join(said)[:5000]
+
+
+# --- the page of feedback -------------------------------------------------------------------------
+
+
+def _feedback(course: Path, log: Path, page: Path) -> None:
+    nbgrader(course, log, 300, "generate_feedback", "--student", _ONE, "--force")
+    made = course / "feedback" / _ONE / ASSIGNMENT / f"{ASSIGNMENT}.html"
+    if made.exists():
+        replace_file(page, _for_students(made.read_text(encoding="utf-8")).encode())
+
+
+def mathjax() -> str:
+    """MathJax as scripts inside a page, or nothing where it is not installed."""
+    packed = find_spec("sphinx-mathjax-offline")
+    if packed is None or packed.origin is None:
+        return ""
+    script = Path(packed.origin).parent / "static" / "mathjax" / "tex-svg.js"
+    return f"<script>{_FORMULAS}</script><script>{script.read_text(encoding='utf-8')}</script>"
+
+
+def _for_students(html: str) -> str:
+    """nbgrader's page as one file: MathJax inside, tasks by name, without the hidden seeds."""
+    if inside := mathjax():
+        html = re.sub(r"<!-- Load mathjax -->.*?<!-- End of mathjax", lambda _: inside + "<!--",
+                      html, count=1, flags=re.DOTALL)  # fmt: skip
+    html = re.sub(r"(seed</span>\s*<span[^>]*>=</span>\s*<span[^>]*>)\d+", r"\1...", html)
+    return re.sub(
+        r'<a href="#([\w-]+)">(?:Test cell|Written response|Coding free-response)',
+        lambda found: f'<a href="#{found[1]}">{found[1].removesuffix("-graded")}', html,
+    )  # fmt: skip
