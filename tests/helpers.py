@@ -3,6 +3,7 @@ of odd arguments."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -128,3 +129,12 @@ def outcome(call, *names):
         said = repr(error)
     assert re.search(rf"\b({'|'.join(names)})\b", said), f"{said} names none of {names}"
     return None
+
+
+def script(path: str):
+    """A program of docs/ as a module; each imports its neighbours by name."""
+    spec = importlib.util.spec_from_file_location(path.rpartition("/")[2][:-3], ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -5,9 +5,12 @@ Usage: python docs/site/assemble.py build/site-source
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import re
 import shutil
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -51,9 +54,16 @@ def folded(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         tags = cell.metadata.setdefault("tags", [])
         if "your-turn" in tags:
             tags.append("hide-input")
-        elif asked and cell.outputs:
+        elif asked and cell.outputs and "page" not in cell.metadata:  # explorers are the question
             tags.append("hide-output")
     return notebook
+
+
+def laid_out(path: Path) -> nbformat.NotebookNode:
+    """A notebook as a page shows it, its explorers at work."""
+    from explorers import static
+
+    return static(folded(readable(nbformat.read(path, as_version=4))))
 
 
 def main(out: Path) -> None:
@@ -65,9 +75,12 @@ def main(out: Path) -> None:
     lessons = sorted((ROOT / "notebooks").glob("0*.ipynb"))
     beyond = sorted((ROOT / "notebooks/beyond").glob("*.ipynb"))
     (out / "notebooks/beyond").mkdir(parents=True)
-    for path in [*lessons, *beyond, released.with_suffix(".ipynb")]:
-        page = folded(readable(nbformat.read(path, as_version=4)))
-        nbformat.write(page, out / "notebooks" / ("beyond" if path in beyond else "") / path.name)
+    paths = [*lessons, *beyond, released.with_suffix(".ipynb")]
+    cores, fresh = min(4, os.cpu_count() or 1), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(cores, mp_context=fresh) as pool:  # explorers take a while
+        for path, page in zip(paths, pool.map(laid_out, paths), strict=True):
+            to = out / "notebooks" / ("beyond" if path in beyond else "") / path.name
+            nbformat.write(page, to)
     shutil.rmtree(out / "release")
 
 

@@ -127,6 +127,11 @@ def cut(notebook: NotebookNode) -> NotebookNode:
     """The notebook with breaks between slides, and code apart from the pictures that it draws."""
     deck, pictured = Deck(), False
     for cell in itertools.takewhile(lambda each: each.source != CURIOUS, notebook.cells):
+        if "question" in cell.metadata.get("tags", []):
+            for slide in asked(cell.source):
+                deck.turn()
+                deck.add(new_markdown_cell(slide), ROOM)
+            continue
         if cell.cell_type == "markdown":
             parts = blocks(cell.source)
             if pictured and parts[0].startswith("*What to see"):
@@ -157,6 +162,12 @@ def cut(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
+def asked(source: str) -> tuple[str, str]:
+    """A question as two slides: what the class votes on, then the answers with their reasons."""
+    question, _, answers = source.partition("<details><summary>Answers</summary>")
+    return question.strip(), answers.partition("</details>")[0].strip()
+
+
 def drawn(cell: NotebookNode) -> list[NotebookNode]:
     return [
         each for each in cell.get("outputs", [])
@@ -170,7 +181,8 @@ def lecture(notebooks: list[NotebookNode]) -> NotebookNode:
     for notebook in notebooks:
         title = ""
         for cell in notebook.cells:
-            if heading := re.match(r"#+ (?:\d+ )?(?:· )?(.*)", cell.source):
+            heading = re.match(r"#+ (?:\d+ )?(?:· )?(.*)", cell.source)
+            if heading and cell.cell_type == "markdown":
                 title = heading[1]
             if "lecture" not in cell.metadata.get("tags", []):
                 continue

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import ast
 import copy
-import importlib.util
 import re
-import sys
 
 import pytest
-from helpers import BEYOND, LESSONS, ROOT, read_notebook
+from helpers import BEYOND, LESSONS, read_notebook, script
 
 from trustml_helpers import checks
 
 pytestmark = pytest.mark.slow  # with the reading of five notebooks
-
-
-def script(path: str):
-    """A program of docs/ as a module; each imports its neighbours by name."""
-    spec = importlib.util.spec_from_file_location(path.rpartition("/")[2][:-3], ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 minutes = script("docs/minutes.py")

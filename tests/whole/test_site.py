@@ -130,6 +130,73 @@ def test_the_search_finds_a_word(browser, pages):
     assert not bad
 
 
+EXPLORERS = [name for name, path in (LESSONS | BEYOND).items() if '"page": {' in path.read_text()]
+
+
+@pytest.mark.parametrize("lesson", EXPLORERS)
+def test_every_control_of_an_explorer_changes_picture_and_sentence(browser, pages, lesson):
+    """By keyboard, from disk, without a kernel; each picture is small and there."""
+    bad = []
+    page = watched(browser, bad)
+    page.goto(pages[f"notebooks/{lesson}.html"].as_uri())
+    place = page.locator(".explorer")
+    assert place.count() == 1
+
+    def now():
+        return place.locator("img, svg").first.evaluate("e => e.src || e.outerHTML"), (
+            place.locator("p[aria-live]").inner_text()
+        )
+
+    controls = place.locator("input, select")
+    assert controls.count() >= 1
+    for k in range(controls.count()):
+        control = controls.nth(k)
+        assert control.evaluate("c => c.labels.length") == 1
+        picture, sentence = now()
+        if control.evaluate("c => c.tagName") == "SELECT":
+            control.select_option(index=0)
+        else:
+            control.focus()
+            for key in ("End", "Home", "ArrowRight"):
+                control.press(key)
+                if now()[1] != sentence:
+                    break
+        assert now()[0] != picture, (lesson, k)
+        assert now()[1] != sentence, (lesson, k)
+    if place.locator("img").count():
+        assert place.locator("img").evaluate("i => i.decode().then(() => i.naturalWidth)") > 300
+        assert place.locator("img").get_attribute("alt") == now()[1]
+    assert not bad
+
+
+def test_the_formula_of_the_page_is_that_of_the_package(browser, pages):
+    """What the radius explorer says after its controls were moved is what the live one says."""
+    from trustml_helpers import widgets
+
+    live = widgets.radius_explorer()
+    page = watched(browser, [])
+    page.goto(pages["notebooks/04_proof_of_the_radius.html"].as_uri())
+    place = page.locator(".explorer")
+    for p_a, sigma, delta in (
+        (0.8, 0.5, 0.3),
+        (0.99, 1.0, 2.0),
+        (0.5, 0.1, 0.05),
+        (0.93, 0.37, 0.7),
+    ):
+        for control, value in zip(place.locator("input").all(), (p_a, sigma, delta), strict=True):
+            control.evaluate("(c, v) => {c.value = v; c.dispatchEvent(new Event('input'));}", value)
+        said = live.set(p_a=p_a, sigma=sigma, delta=delta).says
+        assert place.locator("p[aria-live]").inner_text() == said
+
+
+def test_no_page_is_heavy(pages):
+    assert all(path.stat().st_size < 5e6 for path in pages.values())
+    for name in EXPLORERS:
+        text = pages[f"notebooks/{name}.html"].read_text(encoding="utf-8")
+        (data,) = re.findall(r'<div class="explorer".*?</div>', text, flags=re.DOTALL)
+        assert len(data) < 3e6, name
+
+
 def test_no_violation_of_accessibility(browser, pages):
     """axe-core's rules: contrast, order of headings, names of controls, alt texts."""
     sync = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe")
