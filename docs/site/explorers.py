@@ -12,18 +12,19 @@ itself.
 
 from __future__ import annotations
 
-import ast
 import base64
 import html
 import io
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from nbclient import NotebookClient
 from PIL import Image
 
 from trustml_helpers import figures
@@ -36,30 +37,33 @@ def static(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Put a working explorer below every cell that declares one."""
     for cell in notebook.cells:
         if about := cell.metadata.get("page"):
-            text = fragment(build(notebook, cell), about)
+            text = computed(notebook, cell, about)
             cell.outputs = [nbformat.v4.new_output("display_data", {"text/html": text})]
     return notebook
 
 
-def build(notebook: nbformat.NotebookNode, cell: nbformat.NotebookNode) -> Explorer:
-    """The explorer of a cell, after the cells that it needs."""
-    about, space = cell.metadata["page"], dict[str, Any]()
-    by_id = {each["id"]: each for each in notebook.cells}
-    for name in about.get("needs", []):
-        exec(compile(by_id[name].source, name, "exec"), space)
-    tree = ast.parse(cell.source)
-    last = tree.body.pop()
-    exec(compile(tree, cell["id"], "exec"), space)
-    if not isinstance(last, ast.Expr):
-        raise TypeError(f"{cell['id']}: expected the explorer as the last expression")
-    found = eval(compile(ast.Expression(last.value), cell["id"], "eval"), space)
-    if not isinstance(found, Explorer):
-        raise TypeError(f"{cell['id']}: {type(found).__name__}, expected an Explorer")
-    return found
+def computed(
+    notebook: nbformat.NotebookNode, cell: nbformat.NotebookNode, about: dict[str, Any]
+) -> str:  # fmt: skip
+    """The explorer of a cell as HTML, from a kernel that runs the cells that it needs."""
+    by_id = {each["id"]: each.source for each in notebook.cells}
+    last = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import explorers\n"
+    last += f"print(explorers.fragment(_, {dict(about)!r}))"
+    sources = [*(by_id[name] for name in about.get("needs", [])), cell.source, last]
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    ran = NotebookClient(nbformat.v4.new_notebook(cells=cells), timeout=600).execute()
+    said = (each for each in ran.cells[-1].outputs if each.output_type == "stream")
+    return "".join(each.text for each in said if each.name == "stdout")
 
 
 def fragment(explorer: Explorer, about: dict[str, Any]) -> str:
-    """The explorer as HTML; ``explorer.js`` moves it."""
+    """The explorer as HTML; ``explorer.js`` moves it.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if not isinstance(explorer, Explorer):
+        raise TypeError(f"{type(explorer).__name__}, expected an Explorer as the last expression")
     formula, grid = about.get("formula"), about.get("grid", {})
     if formula:
         controls = [

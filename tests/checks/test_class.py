@@ -209,8 +209,9 @@ def test_what_goes_too_far_costs_its_own_task_or_its_own_submission(
 
 
 GRADE = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 sys.path.insert(0, {tests!r})
 import tiny_homework as tiny
 from trustml_helpers import checks

@@ -45,7 +45,7 @@ ENDLESS = """
 calls = []
 def probability_band(p, distance, sigma):
     calls.append(1)
-    while len(calls) > 30:
+    while len(calls) > 4:
         pass
     return 0.0
 """
@@ -244,7 +244,7 @@ def test_what_cannot_be_graded_is_named_and_the_rest_goes_on(graded):
     assert table.loc["david", "status"] == "crashed: its code ended Python"
     assert table.loc["emmy", "status"].startswith("damaged: not a notebook")
     assert table.loc[["david", "emmy"], "points"].to_list() == [0, 0]
-    assert list(table.index) == ["ada", "carl friedrich", "david", "emmy", "blaise"]
+    assert list(table.index) == ["ada", "blaise", "carl friedrich", "david", "emmy"]
     assert "crashed: its code ended Python" in said
     assert (out / "logs" / "david.log").stat().st_size > 0
     assert not (out / "feedback" / "david.html").exists()

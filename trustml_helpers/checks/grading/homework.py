@@ -219,7 +219,7 @@ def _write_points(notebook: Any, year: Numbers) -> None:
     its level or above."""
     tasks: list[dict[str, Any]] = []  # every line of points, with the heading that it belongs to
     for cell in notebook.cells:
-        if cell.cell_type == "markdown":
+        if cell.cell_type == "markdown" and not _is_graded(cell):  # an answer has headings, too
             level = 0
             for head, _ in re.findall(r"^(?:(#+) |\*([\d.]+) points)", cell.source, re.MULTILINE):
                 level = len(head) or level
