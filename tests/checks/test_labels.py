@@ -124,8 +124,23 @@ def test_a_written_answer_that_may_be_anywhere_is_not_guessed():
     assert not any(labels.label(cell) for cell in notebook.cells)  # nothing is half mended
     guessed = labels.restore(notebook, BLANK, guess=True)
     assert not guessed.lost
-    assert "danskin-written: guessed, the longest text that is nothing else" in guessed.notes
+    (note,) = [n for n in guessed.notes if n.startswith("danskin-written: guessed, the longest")]
+    assert "For a fixed" in note  # what it took, not a text of the release
     assert cell_of(notebook, "danskin-written").source == answer.source
+
+
+def test_a_guess_is_never_a_text_of_the_release():
+    """A short answer far from its place, and longer texts of the release that name the blank."""
+    notebook = without(solved())
+    at = next(i for i, cell in enumerate(notebook.cells) if "**(i)** For a fixed" in cell.source)
+    answer = notebook.cells[at]
+    answer.source = "Short."
+    notebook.cells = [cell for cell in notebook.cells if cell is not answer]
+    notebook.cells.insert(1, answer)
+    found = labels.restore(copy.deepcopy(notebook), BLANK)
+    assert found.lost == ["danskin-written"]
+    found = labels.restore(notebook, BLANK, guess=True)
+    assert cell_of(notebook, "danskin-written").source == "Short."
 
 
 def test_a_function_that_is_there_twice_is_not_guessed_unless_one_is_in_its_place():

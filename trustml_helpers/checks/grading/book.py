@@ -153,31 +153,36 @@ def table(rows: dict[str, Row], given: ByHand, blank: Any) -> pd.DataFrame:
 def export(whole: pd.DataFrame, rows: dict[str, Row], given: ByHand, out: Path) -> None:
     """``grades_canvas.csv`` and ``grades_moodle.csv``, as their gradebooks import them.
 
-    Only what was graded has points there; an empty field leaves a gradebook as it is. Canvas knows
-    a person by the number of its file names (``ID``), else by ``SIS User ID`` or ``SIS Login ID``;
-    Moodle by ``ID number`` or ``Email address``.
+    Only those who have points, and whom the roster knows if there is one: an empty field may erase
+    a grade, and a stranger may stop an import. Canvas knows a person by the number of its file
+    names (``ID``), else by ``SIS User ID`` or ``SIS Login ID``; Moodle by ``ID number`` or
+    ``Email address``.
     """
     import pandas as pd
 
-    canvas, moodle = [], []
-    most = 0.0
+    most = float(whole["of"].max()) if len(whole) else 0.0
+    canvas: list[dict[str, str]] = [{"Student": "    Points Possible", TITLE: f"{most:g}"}]
+    moodle: list[dict[str, str]] = []
     for line in whole.to_dict("records"):
-        row, most = rows[line["student"]], line["of"]
-        if row.of:
+        row = rows[line["student"]]
+        own = given.get(row.student, {})
+        stranger = any(note.startswith("unmatched") for note in row.notes)
+        if row.of or stranger or row.status.startswith(LOST):
             continue
-        points = f"{line['points']:g}" if row.status == GRADED else ""
-        comments = [one.comment for one in given.get(row.student, {}).values() if one.comment]
+        if row.status != GRADED and not own:
+            continue
+        points, name = f"{line['points']:g}", row.name or row.student
+        comments = [f"{task}: {one.comment}" for task, one in own.items() if one.comment]
         canvas.append({
-            "Student": row.name or row.student, "ID": row.canvas,
-            "SIS User ID": "" if row.canvas else row.student, "SIS Login ID": row.email,
-            "Section": "", TITLE: points,
+            "Student": name, "ID": row.canvas, "SIS User ID": "" if row.canvas else row.student,
+            "SIS Login ID": row.email, "Section": "", TITLE: points,
         })  # fmt: skip
         moodle.append({
-            "ID number": row.student, "Full name": row.name or row.student,
-            "Email address": row.email, TITLE: points,
-            "Feedback comments": " ".join(comments) if points else "",
+            "ID number": row.student, "Full name": name, "Email address": row.email, TITLE: points,
+            "Feedback comments": " ".join(comments),
         })  # fmt: skip
-    possible = {"Student": "    Points Possible", TITLE: f"{most:g}"}
-    for name, lines in (("canvas", [possible, *canvas]), ("moodle", moodle)):
-        text = pd.DataFrame(lines, columns=list(lines[-1])).to_csv(index=False)
-        replace_file(out / f"grades_{name}.csv", text.encode())
+    first = ["Student", "ID", "SIS User ID", "SIS Login ID", "Section", TITLE]
+    second = ["ID number", "Full name", "Email address", TITLE, "Feedback comments"]
+    for kind, lines, columns in (("canvas", canvas, first), ("moodle", moodle, second)):
+        text = pd.DataFrame(lines, columns=columns).to_csv(index=False)
+        replace_file(out / f"grades_{kind}.csv", text.encode())

@@ -112,7 +112,7 @@ class Limits:
         notebook_seconds: for the whole notebook, by the clock.
         memory_gb: for all its processes together.
         file_mb: for one file that it writes.
-        threads: on which torch computes.
+        threads: on which torch computes; several that wait for each other burn processor time.
     """
 
     cell_seconds: int = 120

@@ -5,7 +5,6 @@ Student code runs on this machine with this user's rights: see ``docs/instructor
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Collection, Iterator
@@ -74,8 +73,7 @@ def grade(
         raise HomeworkError(f"only={sorted(strangers)}: no such row in {submissions}")
     year = numbers(variant)
     book.read_by_hand(out / "by_hand.csv", year.points)  # a mistake there is told before the work
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    limits = contain.Limits(cell_seconds, notebook_seconds, memory_gb, threads=threads)
+    limits = contain.Limits(cell_seconds, notebook_seconds, memory_gb)
     with _alone(out):
         blank = _prepared(out, year, limits)
         _remember_what_was_read(out, blank)
@@ -177,8 +175,9 @@ def _run_all(
 ) -> None:  # fmt: skip
     """Grade what is to be graded; each row is on disk as soon as it is known."""
     rows, known = out / "rows", load_rows(out / "rows")
+    students = {one.student for one in found}
     for row in known.values():  # older versions of those who are graded again
-        if row.of in {one.student for one in found}:
+        if row.of in students and row.student not in students:
             (rows / f"{row.student}.json").unlink()
     waiting: list[tuple[Row, Path]] = []
     for one in found:

@@ -240,6 +240,7 @@ def _for_students(html: str) -> str:
         html = re.sub(r"<!-- Load mathjax -->.*?<!-- End of mathjax", lambda _: inside + "<!--",
                       html, count=1, flags=re.DOTALL)  # fmt: skip
     html = re.sub(r"(seed</span>\s*<span[^>]*>=</span>\s*<span[^>]*>)\d+", r"\1...", html)
+    html = re.sub(r"seed=\d+", "seed=...", html)  # in tracebacks
     return re.sub(
         r'<a href="#([\w-]+)">(?:Test cell|Written response|Coding free-response)',
         lambda found: f'<a href="#{found[1]}">{found[1].removesuffix("-graded")}', html,
