@@ -81,10 +81,13 @@ def restore(notebook: Any, blank: Any, *, guess: bool = False) -> Matching:
     for name, cell in released.items():
         if name not in found.place and not _is_answer(cell):
             _take(found, name, _same_text(notebook, cell, found))
-    for name, cell in released.items():
-        if name not in found.place and _is_answer(cell):
-            find = _answer_in_code if cell.cell_type == "code" else _answer_in_words
-            _take(found, name, find(notebook, blank, name, found, guess=guess))
+    for sure in (True, False):  # what is sure leaves less to guess from
+        found.lost = []
+        for name, cell in released.items():
+            if name not in found.place and _is_answer(cell):
+                find = _answer_in_code if cell.cell_type == "code" else _answer_in_words
+                cell = find(notebook, blank, name, found, guess=guess and not sure)
+                _take(found, name, cell)
     again = [name for name in released if name in found.place and name not in kept]
     if again:
         found.notes.append(f"labels were lost and found again: {', '.join(again)}")
