@@ -78,6 +78,7 @@ def test_it_ends_after_its_time(tmp_path):
     assert why == "after 1 seconds"
 
 
+@ALONE  # elsewhere the parent of this program, though not that of a kernel, is the grader
 def test_who_kills_its_parent_ends_alone(tmp_path):
     code, why, _ = run("import os; os.kill(os.getppid(), 9); os._exit(9)", tmp_path)
     assert (code != 0, why) == (True, "")
