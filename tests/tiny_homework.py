@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from trustml_helpers.checks.grading import homework, labels
@@ -92,6 +95,15 @@ def use(folder: Path, patch) -> None:
     """Let the grading work on the homework of a folder: ``patch(object, name, value)``."""
     patch(homework, "FOLDER", folder)
     patch(homework, "SOURCE", folder / "hw1.ipynb")
+
+
+@contextmanager
+def in_place(folder: Path) -> Iterator[Path]:
+    """The tiny homework in the place of the real one."""
+    build(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        use(folder, patch.setattr)
+        yield folder
 
 
 def answered(blank, two="def two():\n    return 2", three="def three():\n    return 3", why="So."):

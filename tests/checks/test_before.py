@@ -14,10 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def blank(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("source")
-    tiny.build(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.use(folder, patch.setattr)
+    with tiny.in_place(tmp_path_factory.mktemp("source")) as folder:
         yield labels.read(homework.generate(folder / "made", 60, homework.numbers(), "--no-db"))
 
 

@@ -24,11 +24,7 @@ LIMITS = {"cell_seconds": 3, "notebook_seconds": 40, "memory_gb": 1.0}
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """The tiny homework in the place of the real one."""
-    folder = tmp_path_factory.mktemp("source")
-    tiny.build(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.use(folder, patch.setattr)
+    with tiny.in_place(tmp_path_factory.mktemp("source")) as folder:
         yield folder
 
 

@@ -472,7 +472,7 @@ FAULTS = [
           swap("for one in family:\n            with", "for one in family[:1]:\n            with"),
           "tests/checks/test_contain.py -k many_processes"),
     Fault("the network stays open", f"{GRADING}/contain.py",
-          swap('"--map-root-user", "--net", "--pid"', '"--map-root-user", "--pid"'),
+          swap("_TIED, *_own_world(), sys", "_TIED, sys"),
           "tests/checks/test_contain.py -k network"),
     Fault("points for an older text are not flagged", f"{GRADING}/book.py",
           swap("if one.read and one.read != digest_of(", "if False and one.read != digest_of("),

@@ -65,9 +65,9 @@ def grade(
 
 
 @app.command()
-def points(out: Results = RESULTS, variant: Variant = "") -> None:
+def points(out: Results = RESULTS) -> None:
     """Take the points of by_hand.csv into all tables and pages; runs no code of students."""
-    _say(checks.enter_points(out, variant=variant), out)
+    _say(checks.enter_points(out), out)
 
 
 @app.command()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trustml_helpers._support.files import replace_file
+from trustml_helpers.checks.grading import labels
 from trustml_helpers.checks.grading.homework import HomeworkError
-from trustml_helpers.checks.grading.labels import label, name_of
 from trustml_helpers.checks.grading.run import GRADED, LOST, Row
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ ByHand = dict[str, dict[str, Given]]
 
 def maxima(blank: Any) -> tuple[dict[str, float], list[str]]:
     """Points of every graded cell of a release, and which of them a person gives."""
-    cells = [cell for cell in blank.cells if label(cell).get("grade")]
-    points = {name_of(cell): float(label(cell)["points"]) for cell in cells}
-    return points, [name_of(cell) for cell in cells if label(cell).get("solution")]
+    cells = [cell for cell in blank.cells if labels.label(cell).get("grade")]
+    points = {labels.name_of(cell): float(labels.label(cell)["points"]) for cell in cells}
+    return points, labels.written(blank)
 
 
 def digest_of(text: str) -> str:

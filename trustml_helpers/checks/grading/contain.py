@@ -112,14 +112,12 @@ class Limits:
         notebook_seconds: for the whole notebook, by the clock.
         memory_gb: for all its processes together.
         file_mb: for one file that it writes.
-        threads: on which torch computes; several that wait for each other burn processor time.
     """
 
     cell_seconds: int = 120
     notebook_seconds: int = 1200
     memory_gb: float = 4.0
     file_mb: int = 200
-    threads: int = 1
 
 
 def run(

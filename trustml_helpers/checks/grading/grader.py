@@ -76,28 +76,27 @@ def grade(
     limits = contain.Limits(cell_seconds, notebook_seconds, memory_gb)
     with _alone(out):
         blank = _prepared(out, year, limits)
-        _remember_what_was_read(out, blank)
+        # Points that name no text were for the answers of the last run, not for those to come.
+        _given(out, load_rows(out / "rows"), blank)
         release = "".join(cell.source for cell in blank.cells)
         _run_all(found, blank, release, out, limits, jobs, resume=resume)
         return _written_out(out, blank)
 
 
-def enter_points(out: Path, *, variant: str = "") -> pd.DataFrame:
+def enter_points(out: Path) -> pd.DataFrame:
     """Take the points of ``by_hand.csv`` into all tables and pages; no code of a student runs.
 
     Args:
         out: folder of an earlier :func:`grade`.
-        variant: as there.
 
     Raises:
         HomeworkError: if nothing was graded there, or the table cannot be read.
     """
     if not (out / "rows").is_dir():
         raise HomeworkError(f"out={str(out)!r}: nothing was graded there")
-    points = numbers(variant).points
-    given = book.read_by_hand(out / "by_hand.csv", points)
+    blank = labels.read(out / "course" / "release" / ASSIGNMENT / SOURCE.name)
+    given = book.read_by_hand(out / "by_hand.csv", book.maxima(blank)[0])
     with _alone(out):
-        blank = labels.read(out / "course" / "release" / ASSIGNMENT / SOURCE.name)
         rows = load_rows(out / "rows")
         for student, own in tqdm(given.items(), desc="pages"):
             if student in rows and own:
@@ -161,12 +160,12 @@ def _prepared(out: Path, year: Any, limits: contain.Limits) -> Any:
     return labels.read(generate(out / "course", wall, year, "--force"))
 
 
-def _remember_what_was_read(out: Path, blank: Any) -> None:
-    """Points that name no text were for the answers of the last run, not for those to come."""
-    rows = load_rows(out / "rows")
+def _given(out: Path, rows: dict[str, Row], blank: Any) -> book.ByHand:
+    """The points by hand; those that named no text now name that of the row, in the file too."""
     points, written = book.maxima(blank)
     given = book.mark_read(book.read_by_hand(out / "by_hand.csv", points), rows)
     book.write_by_hand(out / "by_hand.csv", given, rows, written)
+    return given
 
 
 def _run_all(
@@ -207,11 +206,9 @@ def _run_all(
 def _written_out(out: Path, blank: Any) -> pd.DataFrame:
     """All tables and pages, from the rows on disk."""
     rows = load_rows(out / "rows")
-    points, written = book.maxima(blank)
-    given = book.mark_read(book.read_by_hand(out / "by_hand.csv", points), rows)
+    given = _given(out, rows, blank)
     whole = book.table(rows, given, blank)
     replace_file(out / "grades.csv", whole.to_csv(index=False).encode())
-    book.write_by_hand(out / "by_hand.csv", given, rows, written)
     book.export(whole, rows, given, out)
     pages.write(out, rows, given, whole, blank)
     return whole

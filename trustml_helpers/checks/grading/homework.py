@@ -281,11 +281,14 @@ def nbgrader_command(command: str, *options: str) -> list[str]:
     return [sys.executable, "-m", "nbgrader", command, ASSIGNMENT, *options]
 
 
-def environment(threads: int = 1) -> dict[str, str]:
-    """Variables for a process of nbgrader, which calls alembic by name: it is not found in an
-    environment that is not activated."""
+def environment() -> dict[str, str]:
+    """Variables for a process of nbgrader.
+
+    It calls alembic by name, which is not found in an environment that is not activated. One thread
+    for torch: several that wait for each other burn a cell's processor time.
+    """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {"OMP_NUM_THREADS": str(threads)} | os.environ | {"PATH": path}
+    return {"OMP_NUM_THREADS": "1"} | os.environ | {"PATH": path}
 
 
 def nbgrader(course: Path, log: Path, seconds: float, command: str, *options: str) -> int | None:

@@ -63,6 +63,32 @@ def released_cells(blank: Any) -> dict[str, Any]:
     return {name_of(cell): cell for cell in blank.cells if label(cell)}
 
 
+def written(blank: Any) -> list[str]:
+    """The names of the answers that a person reads."""
+    released = released_cells(blank)
+    return [name for name, cell in released.items() if label(cell).get("grade") and is_answer(cell)]
+
+
+def answered(found: Matching, blank: Any) -> dict[str, str]:
+    """The written answers that differ from what was released, by name."""
+    released = released_cells(blank)
+    return {
+        name: found.place[name].source for name in written(blank)
+        if name in found.place
+        and found.place[name].source.strip() not in ("", released[name].source.strip())
+    }  # fmt: skip
+
+
+def is_answer(cell: Any) -> bool:
+    """Whether a released cell is a student's to fill in."""
+    return bool(label(cell).get("solution"))
+
+
+def squeezed(text: str) -> str:
+    """A text without its spacing: what is the same after any editor."""
+    return "".join(text.split())
+
+
 def restore(notebook: Any, blank: Any, *, guess: bool = False) -> Matching:
     """Find the released cells in a submission, and put back those that are missing.
 
@@ -79,12 +105,12 @@ def restore(notebook: Any, blank: Any, *, guess: bool = False) -> Matching:
     _by_label(notebook, released, found)
     kept = set(found.place)
     for name, cell in released.items():
-        if name not in found.place and not _is_answer(cell):
+        if name not in found.place and not is_answer(cell):
             _take(found, name, _same_text(notebook, cell, found))
     for sure in (True, False):  # what is sure leaves less to guess from
         found.lost = []
         for name, cell in released.items():
-            if name not in found.place and _is_answer(cell):
+            if name not in found.place and is_answer(cell):
                 find = _answer_in_code if cell.cell_type == "code" else _answer_in_words
                 cell = find(notebook, blank, name, found, guess=guess and not sure)
                 _take(found, name, cell)
@@ -128,14 +154,6 @@ def relabel(submission: Path, blank: Any, out: Path) -> Matching:
 # --- finding --------------------------------------------------------------------------------------
 
 
-def _is_answer(cell: Any) -> bool:
-    return bool(label(cell).get("solution"))
-
-
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
-
-
 def _take(found: Matching, name: str, cell: Any) -> None:
     if cell is not None:
         found.place[name] = cell
@@ -154,7 +172,7 @@ def _by_label(notebook: Any, released: dict[str, Any], found: Matching) -> None:
         if wanted is None or name in found.place or wanted.cell_type != cell.cell_type:
             cell.metadata.pop("nbgrader", None)  # a copy, or of another assignment
             continue
-        if _is_answer(wanted) and (other := _other_answer(cell, name, released)):
+        if is_answer(wanted) and (other := _other_answer(cell, name, released)):
             cell.metadata.pop("nbgrader", None)
             found.notes.append(f"the label {name} was on the answer to {other}")
             continue
@@ -166,15 +184,15 @@ def _other_answer(cell: Any, name: str, released: dict[str, Any]) -> str:
     if cell.cell_type != "code" or _defines(cell, _functions(released[name])):
         return ""
     for other, wanted in released.items():
-        if _is_answer(wanted) and wanted.cell_type == "code" and _defines(cell, _functions(wanted)):
+        if is_answer(wanted) and wanted.cell_type == "code" and _defines(cell, _functions(wanted)):
             return other
     return ""
 
 
 def _same_text(notebook: Any, wanted: Any, found: Matching) -> Any:
     """A locked cell by its text, which several may share: the first one that is free."""
-    text = _squeezed(wanted.source)
-    same = [cell for cell in _free(notebook, found) if _squeezed(cell.source) == text]
+    text = squeezed(wanted.source)
+    same = [cell for cell in _free(notebook, found) if squeezed(cell.source) == text]
     return same[0] if same else None
 
 
@@ -215,11 +233,11 @@ def _answer_in_words(
 ) -> Any:  # fmt: skip
     """The cell of a written answer, by id or by the texts above and below it."""
     wanted = released_cells(blank)[name]
-    texts = {_squeezed(cell.source) for cell in blank.cells}
+    texts = {squeezed(cell.source) for cell in blank.cells}
     free = [
         cell for cell in _free(notebook, found)
-        if cell.cell_type != "code" and _squeezed(cell.source)
-        and _squeezed(cell.source) not in texts - {_squeezed(wanted.source)}
+        if cell.cell_type != "code" and squeezed(cell.source)
+        and squeezed(cell.source) not in texts - {squeezed(wanted.source)}
     ]  # fmt: skip
     same = [cell for cell in free if cell.get("id") == wanted.get("id", "")]
     near = same or [c for c in free if _among(c, _between(notebook, blank, wanted, found))]
@@ -246,13 +264,13 @@ def _among(cell: Any, cells: list[Any]) -> bool:
 
 def _between(notebook: Any, blank: Any, wanted: Any, found: Matching) -> list[Any]:
     """The cells between the neighbours of a released cell, as far as these are there."""
-    texts = [_squeezed(cell.source) for cell in notebook.cells]
+    texts = [squeezed(cell.source) for cell in notebook.cells]
 
     def index(cell: Any) -> int | None:
         placed = found.place.get(name_of(cell))
         if placed is not None:
             return _index(notebook, placed)
-        text = _squeezed(cell.source)
+        text = squeezed(cell.source)
         return texts.index(text) if texts.count(text) == 1 else None
 
     at = next(i for i, cell in enumerate(blank.cells) if cell is wanted)
@@ -270,7 +288,7 @@ def _write_back(notebook: Any, released: dict[str, Any], found: Matching) -> Non
     """Labels, locked texts and missing cells of the release, in its order around each answer."""
     for name, cell in found.place.items():
         cell.metadata["nbgrader"] = dict(label(released[name]))
-        changed = _squeezed(cell.source) != _squeezed(released[name].source)
+        changed = squeezed(cell.source) != squeezed(released[name].source)
         if label(released[name])["locked"] and changed:
             found.notes.append(f"{name} was changed and put back")
             cell.source = released[name].source
@@ -285,7 +303,7 @@ def _write_back(notebook: Any, released: dict[str, Any], found: Matching) -> Non
                 _insert_below(notebook, cell, last)
             else:
                 notebook.cells.insert(_index(notebook, check), cell)
-        elif not _is_answer(wanted) and _index(notebook, cell) < _index(notebook, last):
+        elif not is_answer(wanted) and _index(notebook, cell) < _index(notebook, last):
             found.notes.append(f"{name} stood above its answer and was moved below it")
             notebook.cells = [each for each in notebook.cells if each is not cell]
             _insert_below(notebook, cell, last)

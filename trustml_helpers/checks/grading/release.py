@@ -157,10 +157,10 @@ def check_before(path: Path, blank: Path | None = None, *, cell_seconds: int = 3
     except ValueError as error:
         raise HomeworkError(f"{path} and {blank}: {error}. The second is the homework as it was "
                             "given out: name it with --blank")  from error  # fmt: skip
-    report, released = Report(), labels.released_cells(given)
-    found = labels.restore(own, given)
+    report, found = Report(), labels.restore(own, given)
     report.labels = [f"{name} cannot be found" for name in found.lost] + found.notes
-    report.written = [name for name in _written(released) if _is_blank(found, name, released)]
+    done = labels.answered(found, given)
+    report.written = [name for name in labels.written(given) if name not in done]
     usage = "import resource as _r; print(_r.getrusage(_r.RUSAGE_SELF).ru_maxrss)"
     ran.cells.append(_code(usage))
     client = NotebookClient(
@@ -172,7 +172,7 @@ def check_before(path: Path, blank: Path | None = None, *, cell_seconds: int = 3
     report.seconds = time.monotonic() - started
     *cells, last = ran.cells
     report.memory_mb = _number(last) / 1024
-    _read_run(cells, released, report)
+    _read_run(cells, labels.released_cells(given), report)
     return report
 
 
@@ -187,22 +187,10 @@ def _number(cell: Any) -> float:
     return float(text) if text.strip().isdecimal() else 0.0
 
 
-def _written(released: dict[str, Any]) -> list[str]:
-    return [
-        name for name, cell in released.items()
-        if labels.label(cell).get("grade") and labels.label(cell).get("solution")
-    ]  # fmt: skip
-
-
-def _is_blank(found: labels.Matching, name: str, released: dict[str, Any]) -> bool:
-    cell = found.place.get(name)
-    return cell is None or cell.source.strip() in ("", released[name].source.strip())
-
-
 def _read_run(cells: list[Any], released: dict[str, Any], report: Report) -> None:
     """Points of the visible checks, and the errors of all other cells."""
     checks = {
-        "".join(cell.source.split()): name for name, cell in released.items()
+        labels.squeezed(cell.source): name for name, cell in released.items()
         if name.endswith("-check")
     }  # fmt: skip
     for name in checks.values():
@@ -213,7 +201,7 @@ def _read_run(cells: list[Any], released: dict[str, Any], report: Report) -> Non
         if cell.cell_type != "code":
             continue
         errors = [one for one in cell.outputs if one.output_type == "error"]
-        check = checks.get("".join(cell.source.split()))
+        check = checks.get(labels.squeezed(cell.source))
         if check is not None:
             task = check.removesuffix("-check")
             most = report.points[task][1]

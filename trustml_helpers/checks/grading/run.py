@@ -113,9 +113,9 @@ def grade_one(row: Row, path: Path, blank: Any, out: Path, limits: contain.Limit
         return row
     row.notes += found.notes + _other_year(notebook, blank)
     row.code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    row.written = _written(found.place, blank)
+    row.written = labels.answered(found, blank)
     if found.lost:  # what was written is kept for a person to read
-        row.written = _written(labels.restore(labels.read(path), blank, guess=True).place, blank)
+        row.written = labels.answered(labels.restore(labels.read(path), blank, guess=True), blank)
         row.status = f"{LOST}: {', '.join(found.lost)}"
         return row
     place = course / "submitted" / _ONE / ASSIGNMENT
@@ -125,7 +125,7 @@ def grade_one(row: Row, path: Path, blank: Any, out: Path, limits: contain.Limit
         shutil.copy(out / "course" / name, course)
     code, why = contain.run(
         nbgrader_command("autograde", "--student", _ONE, "--force"), course, log, limits,
-        environment(limits.threads),
+        environment(),
     )  # fmt: skip
     row.status = _status(code, why, log)
     if row.status == GRADED:
@@ -159,18 +159,6 @@ def show_points(row: Row, out: Path, given: dict[str, tuple[float, str]]) -> Non
         book.db.commit()
     page = out / "feedback" / f"{row.student}.html"
     _feedback(course, out / "logs" / f"{row.student}.log", page)
-
-
-def _written(place: dict[str, Any], blank: Any) -> dict[str, str]:
-    """The written answers that differ from what was released."""
-    asked = {
-        name: cell.source for name, cell in labels.released_cells(blank).items()
-        if labels.label(cell).get("grade") and labels.label(cell).get("solution")
-    }  # fmt: skip
-    return {
-        name: place[name].source for name, text in asked.items()
-        if name in place and place[name].source.strip() not in ("", text.strip())
-    }  # fmt: skip
 
 
 def _other_year(notebook: Any, blank: Any) -> list[str]:
