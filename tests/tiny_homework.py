@@ -14,6 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from trustml_helpers.checks.grading import homework, labels
 
 TOML = """
+secret = "tiny"
 [points]
 two-graded = 4
 three-graded = 6

@@ -61,7 +61,7 @@ def test_what_a_grader_would_stumble_over(blank, tmp_path, monkeypatch, capsys):
     assert not end.value.code
     said = capsys.readouterr().out
     assert "labels: three-graded was missing and put back" in said
-    assert "fails: cell 4: NameError: name 'later' is not defined" in said
+    assert "fails: cell 4 (later()): NameError: name 'later' is not defined" in said
     assert "not written: why" in said
     assert "two       1 of 4" in said
     assert "7 of 10 points by the visible checks" in said
@@ -73,3 +73,9 @@ def test_without_the_blank_one_it_says_so(blank, tmp_path):
     with pytest.raises(checks.HomeworkError, match="name it with --blank"):
         checks.check_before(path)
     assert checks.check_before(path, path).points["two"] == (4, 4)
+    damaged = tmp_path / "damaged.ipynb"
+    damaged.write_text("{")
+    with pytest.raises(checks.HomeworkError) as error:  # it names the one that is damaged
+        checks.check_before(damaged, path)
+    assert str(error.value).startswith(f"{damaged}: not a notebook")
+    assert "hw1.ipynb" not in str(error.value)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from homework_answers import RIGHT, WRONG, fgsm, over_all_moves, plain_pgd, read, with_the_package
+from scipy.stats import norm
 from torch import nn
 
 from trustml_helpers import attacks, checks
@@ -179,21 +180,65 @@ def test_the_inside_of_a_check_is_no_answer(check, answer, name):
 
 
 def test_a_setting_reaches_the_check_and_an_unknown_one_is_named(capsys):
-    given = {"sigmas": (0.5, 0.25, 1.0), "radii": (0.5, 2.0, 0.5), "n": 20_000}
+    given = {"radii": (0.5, 2.0, 0.5), "curves": (0.25, 0.5), "n": 20_000}
     values = (0.25, 1.0, 0.964, 1.6, 1.7)
     checks.reading(lambda: values, **given)
     assert checks.score(4, checks.reading, lambda: values, seed=112, **given) == 4
     assert checks.score(4, checks.reading, read, seed=112, **given) < 2
     assert "at radius 0.5? look" in capsys.readouterr().out
     assert list(inspect.signature(checks.reading).parameters) == [
-        "answer", "seed", "sigmas", "radii", "n"]  # fmt: skip
+        "answer", "seed", "sigmas", "radii", "curves", "n"]  # fmt: skip
     for call in (checks.reading, partial(checks.score, 4, checks.reading, seed=0)):
-        with pytest.raises(TypeError, match="'radius'; those are sigmas, radii, n"):
+        with pytest.raises(TypeError, match="'radius'; those are sigmas, radii, curves, n"):
             call(read, radius=1)
     with pytest.raises(TypeError, match=r"checks\.fgsm has no setting 'norm'; it has none"):
         checks.fgsm(fgsm, norm="l2")
     with pytest.raises(ValueError, match="'steeper', expected some of steep, coarse, restless"):
         checks.masked_defenses(kinds=["steeper"])
+
+
+EARLIER = """
+def linear_attack(w, b, x, y, eps, norm):
+    return x + eps * y[:, None] * w / w.norm()  # towards larger scores
+
+def danskin_gradient_l2(w, b, x, y, eps):
+    z = linear_attack(w, b, x, y, eps, "l2")
+    return -(y * torch.sigmoid(-y * (z @ w + b)))[:, None].mul(z).mean(0) * {factor}
+
+def shared_bounds(counts, top, alpha):
+    return 0.5, 0.4
+
+def certify_two_class(sample, n0, n, alpha, sigma):
+    guess = int(sample(n0).argmax())
+    p_a, p_b = shared_bounds(sample(n), guess, {level})
+    if p_a <= p_b:
+        return -1, 0.0
+    return guess, float(sigma / 2 * (norm.ppf(p_a) - norm.ppf(p_b)))
+"""
+
+
+def written(**numbers):
+    space = {"torch": torch, "norm": norm}
+    exec(EARLIER.format(**{"factor": 1, "level": "alpha"} | numbers), space)
+    return space
+
+
+@pytest.mark.parametrize(("task", "earlier", "mistake"), [
+    ("danskin_gradient_l2", "linear_attack", {"factor": 2}),
+    ("certify_two_class", "shared_bounds", {"level": "alpha / 2"}),
+])  # fmt: skip
+def test_a_mistake_in_an_earlier_task_costs_nothing_in_this_one(task, earlier, mistake, capsys):
+    check = getattr(checks, task)
+    space = written()
+    own = space[earlier]
+    assert checks.score(6, getattr(checks, earlier), own, seed=3) < 6
+    assert checks.score(6, check, space[task], seed=3) == 6
+    assert f"right, with a right {earlier} in the place of yours" in capsys.readouterr().out
+    assert space[earlier] is own
+    assert checks.score(6, check, written(**mistake)[task], seed=3) < 3
+    del space[earlier]
+    assert checks.score(6, check, space[task], seed=3) == 0
+    assert earlier not in space
 
 
 def test_what_goes_wrong_before_all_cases_is_told_in_each():

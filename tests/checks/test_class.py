@@ -85,12 +85,13 @@ def test_everybody_has_a_row_and_nobody_loses_points_to_a_tool(graded):
     assert status["17"] == "missing"
     good = {one for one, state in status.items() if state == "graded"}
     assert good == {"11", "12", "13", "gerda"}
-    points = {one: table.loc[one, "points"] for one in ("11", "12", "13", "14", "gerda")}
-    assert points == {"11": "6.0", "12": "0.0", "13": "10.0", "14": "", "gerda": "4.0"}
+    points = {one: table.loc[one, "points"] for one in status if " (" not in one}
+    assert points == {"11": "6.0", "12": "0.0", "13": "10.0", "14": "", "15": "", "16": "",
+                      "17": "", "gerda": "4.0"}  # fmt: skip
     waiting = table.loc[["11", "12", "13", "14"], "by_hand_open"]
     assert waiting.astype(float).to_list() == [5, 0, 5, 5]
     assert (table["of"].astype(float) == 15).all()
-    assert "labels were lost and found again" in table.loc["13", "notes"]
+    assert "labels were lost and found again: 7 cells" in table.loc["13", "notes"]
     assert "unmatched: nobody in the roster fits 'gerda'" in table.loc["gerda", "notes"]
     rows = run.load_rows(graded / "rows")
     assert rows["14"].written == {"why": "Where am I?"}
@@ -124,9 +125,13 @@ def test_the_pages_show_what_students_wrote_as_text(graded):
         0.5, "is #, no", 1,
     ]  # fmt: skip
     assert (tasks.loc["two", "full"], tasks.loc["two", "none"]) == (2, 2)
+    assert not [name for name in ("Ada", "example.org", "gerda") if name in said]
     feedback = (graded / "feedback" / "gerda.html").read_text()
     assert "is 33, no" in feedback
     assert '<a href="#three-graded">three</a> (Score: 0.0 / 6.0)' in feedback
+    assert '<a href="#why">why</a> (not read yet, of 5.0)' in feedback
+    assert "hw1 (so far 4.0 / 15.0)" in feedback
+    assert feedback.count("not read yet, of 5.0") == 2
     assert re.search(r"seed</span><span class=\"o\">=</span><span class=\"mi\">\.\.\.", feedback)
 
 
@@ -142,6 +147,7 @@ def test_points_are_entered_on_the_page_and_taken_without_running_anything(
     assert page.locator("#save").is_disabled()
     field.fill("3.5")
     page.locator('[data-comment="11/why"]').fill('Good, "but" short;\nsee 02.')
+    page.locator('[data-comment="13/why"]').fill("Come and talk to me.")
     with page.expect_download() as download:
         page.locator("#save").click()
     download.value.save_as(graded / "by_hand.csv")
@@ -150,11 +156,19 @@ def test_points_are_entered_on_the_page_and_taken_without_running_anything(
     assert table.loc["11", ["points", "by_hand_open"]].to_list() == [9.5, 0]
     feedback = (graded / "feedback" / "11.html").read_text().replace("&quot;", '"')
     assert 'Good, "but" short' in feedback
+    assert "not read yet" not in feedback
+    assert "hw1 (Score: 9.5 / 15.0)" in feedback
+    alone = (graded / "feedback" / "13.html").read_text()  # a comment, and no points yet
+    assert "Come and talk to me." in alone
+    assert "not read yet, of 5.0" in alone
+    assert table.loc["13", ["points", "by_hand_open"]].to_list() == [10, 5]
     moodle = pd.read_csv(graded / "grades_moodle.csv", dtype=str).set_index("ID number")
     assert moodle.loc["11", "Homework 1"] == "9.5"
     assert moodle.loc["11", "Feedback comments"].startswith("why: Good")
     page.goto((graded / "written.html").as_uri())
     assert page.locator('[data-points="11/why"]').input_value() == "3.5"
+    assert page.locator('[data-points="13/why"]').input_value() == ""
+    assert page.locator('[data-comment="13/why"]').input_value() == "Come and talk to me."
     assert not bad
 
 
@@ -165,14 +179,15 @@ def test_points_for_an_older_text_are_flagged_and_one_student_is_graded_alone(
     new = tmp_path / "again"
     tiny.put(tiny.answered(blank, why="Quite another answer."), new / "11.ipynb")
     roster = mixed.parent / "roster.csv"
-    table = checks.grade(new, graded, roster=roster, only=["11"], **LIMITS).set_index("student")
+    name = ["Ada Lovelace"]
+    table = checks.grade(new, graded, roster=roster, only=name, **LIMITS).set_index("student")
     assert "why: its points were given for an older text" in table.loc["11", "notes"]
     assert table.loc["11", "points"] == 13.5
     assert "given for an older text" in (graded / "written.html").read_text()
     others = [one for one in table.index if one not in ("11",)]
     assert table.loc[others, "status"].to_dict() == before.loc[others, "status"].to_dict()
     assert not [one for one in table.index if one.startswith("11 (")]  # the version of before
-    with pytest.raises(checks.HomeworkError, match=r"only=\['nobody'\]: no such row"):
+    with pytest.raises(checks.HomeworkError, match=r"only=\['nobody'\]: no such .* are 11$"):
         checks.grade(new, graded, only=["nobody"])
 
 
@@ -181,9 +196,10 @@ def test_points_for_an_older_text_are_flagged_and_one_student_is_graded_alone(
     [
         ("endless", "graded", 6, "out of time: two-graded"),
         ("asleep", "graded", 6, "out of time: two-graded"),
-        ("memory", "graded", 6, ""), ("hoard", None, None, ""), ("file", "graded", 6, ""),
-        ("prints", "graded", 10, ""), ("parent", "crashed: its code ended Python", 0, ""),
-        ("exits", "crashed: its code ended Python", 0, ""),
+        ("memory", "graded", 6, "out of memory: two-graded"),
+        ("hoard", None, None, ""), ("file", "graded", 6, ""),
+        ("prints", "graded", 10, ""), ("parent", "crashed: its code ended Python", None, ""),
+        ("exits", "crashed: its code ended Python", None, ""),
         ("forks", None, 0, ""),
     ],
 )  # fmt: skip
@@ -202,6 +218,14 @@ def test_what_goes_too_far_costs_its_own_task_or_its_own_submission(
     assert note in row["notes"]
     page = tmp_path / "out" / "feedback" / f"{kind}.html"
     assert not page.exists() or page.stat().st_size < 20e6
+
+
+@pytest.mark.parametrize("kind", ["endless", "asleep"])
+def test_the_last_tasks_count_where_the_first_take_all_the_time(source, blank, tmp_path, kind):
+    tiny.put(tiny.answered(blank, two=tiny.PITFALLS[kind]), tmp_path / "in" / "x.ipynb")
+    limits = {"cell_seconds": 60, "notebook_seconds": 45}
+    row = checks.grade(tmp_path / "in", tmp_path / "out", **limits).iloc[0]
+    assert (row["status"], row["points"]) == ("graded", 6)
 
 
 GRADE = """
@@ -263,6 +287,9 @@ def test_what_cannot_begin_is_said_before_any_work(source, mixed, tmp_path, monk
     (out / "by_hand.csv").write_text("student,why\n11,99\n")
     with pytest.raises(checks.HomeworkError, match="'11' has '99' for why: expected points from 0"):
         checks.grade(mixed, out)
+    (out / "by_hand.csv").write_text("pupil,why\n11,1\n")
+    with pytest.raises(checks.HomeworkError, match="expected the column student"):
+        checks.grade(mixed, out)
     with pytest.raises(checks.HomeworkError, match="nothing was graded there"):
         checks.enter_points(out)
     with pytest.raises(checks.HomeworkError, match="nothing was graded there"):
@@ -276,6 +303,19 @@ def test_going_on_keeps_the_rows_of_older_versions(graded, mixed):
     table = checks.grade(mixed, graded, roster=roster, resume=True, **LIMITS).set_index("student")
     assert old in table.index
     assert before <= set(table.index)
+
+
+def test_points_for_a_row_that_is_not_there_are_refused(graded):
+    before, table = read(graded), (graded / "by_hand.csv").read_text()
+    (graded / "by_hand.csv").write_text("student;why;why comment\nlovelace;2,5;good; very\n")
+    with pytest.raises(checks.HomeworkError, match=r"no row 'lovelace' in grades\.csv"):
+        checks.enter_points(graded)
+    (graded / "by_hand.csv").write_text('student;why;why comment\n11;2,5;"good; very"\n')
+    assert checks.enter_points(graded).set_index("student").loc["11", "why"] == 2.5
+    assert "good; very" in (graded / "by_hand.csv").read_text()
+    (graded / "by_hand.csv").write_text(table)
+    checks.enter_points(graded)
+    pd.testing.assert_frame_equal(read(graded), before)
 
 
 def test_the_scoreboard_ranks_and_hides_names(graded):

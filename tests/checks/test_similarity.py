@@ -16,7 +16,7 @@ import pytest
 from homework_answers import RIGHT
 
 from trustml_helpers.checks.grading import similarity
-from trustml_helpers.checks.grading.similarity import side_by_side, similar
+from trustml_helpers.checks.grading.similarity import side_by_side, similar, similar_texts
 
 IMPORTS = """import numpy as np
 import torch
@@ -255,6 +255,25 @@ def test_a_disguised_copy_is_found_and_nobody_else(seed):
     assert 0.7 < row.share < 0.8
     assert 60 < row.own < 200
     assert row.functions == "direction = get_sign, lower_conf_bound"  # in the others lines moved
+    assert row.verbatim == 0
+    copied = similar({**codes, "bob": ADA}, RELEASED).iloc[0]
+    assert copied.verbatim == copied.functions.count(",") + 1
+
+
+def test_written_answers_that_share_phrases():
+    question = "Why may the maximiser be held fixed when we differentiate the robust loss?"
+    ada = ("The set of perturbations is compact, and at the only maximiser a small change of it "
+           "costs nothing to first order; so one may hold it fixed.")  # fmt: skip
+    bob = ("Well, as I see it: at the ONLY maximiser a small change of it costs nothing (to first "
+           "order); so one may hold it fixed.")  # fmt: skip
+    cy = "Because of the envelope theorem: the derivative of the inner argument vanishes there."
+    texts = {"cy": cy, "bob": bob, "ada": ada, "dora": question + " It is compact."}
+    table = similar_texts({**texts, "eva": question + " I do not know."}, question)
+    words = "at the only maximiser a small change of it costs nothing to first order so one may "
+    phrases = len((words + "hold it fixed").split()) - 4
+    bobs = len(bob.split()) - 4
+    assert table.values.tolist() == [["ada", "bob", round(phrases / bobs, 3), phrases]]
+    assert not len(similar_texts({"ada": "", "bob": "Four words and no", "cy": cy}, ""))
 
 
 DISGUISES = {
@@ -378,7 +397,7 @@ def test_who_wrote_nothing_is_not_suspicious():
     codes = {"ada": RELEASED, "bob": RELEASED, "cy": RELEASED[::-1], "dee": [], "eve": [""]}
     table = similar(codes, RELEASED)
     assert not len(table)
-    assert list(table) == ["first", "second", "share", "own", "functions"]
+    assert list(table) == ["first", "second", "share", "own", "functions", "verbatim"]
     assert not len(similar({"ada": RELEASED, "bob": RELEASED}, RELEASED))
     assert len(similar({"ada": RELEASED, "bob": RELEASED}, [])) == 1
     assert not len(similar({}, RELEASED))

@@ -85,19 +85,19 @@ def average_certified_radius(answer: Answer, case: Cases, generator: torch.Gener
 def reading(
     answer: Answer, case: Cases, generator: torch.Generator, *,
     sigmas: Sequence[float] = (0.25, 0.5, 1.0), radii: Sequence[float] = (1.0, 1.75, 1.25),
-    n: int = 100_000,
+    curves: Sequence[float] = (0.5, 0.25), n: int = 100_000,
 ) -> None:  # fmt: skip
     """Five numbers from the picture of three shipped logs, ``() -> tuple``.
 
-    Settings: the logs ``gaussian_{sigma}_n10000`` (question c is about the second, d and e about
-    the first), the radii of questions a, b and c, and the samples of question e.
+    Settings: the logs ``gaussian_{sigma}_n10000``, the radii of questions a, b and c, the sigma of
+    question c and that of d and e, and the samples of question e.
     """
     folder = data_folder() / "results" / "mnist_study"
     logs = {
         float(sigma): read_log(folder / f"gaussian_{float(sigma)}_n10000.tsv", "one_class")
         for sigma in sigmas
     }
-    first, second, *_ = logs
+    second, first = map(float, curves)
     found: list[float] = []
     with case.before_all():
         values = answer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +48,7 @@ def grade(
     variant: Variant = "",
     jobs: Annotated[int, option("Submissions at once.")] = 1,
     resume: Annotated[bool, option("Leave out what was graded before.", "--resume")] = False,
-    only: Annotated[list[str] | None, option("A row to grade alone; may be repeated.")] = None,
+    only: Annotated[list[str] | None, option("Id, name or e-mail; may be repeated.")] = None,
     cell_seconds: Annotated[int, option("Processor time of a cell.")] = 120,
     notebook_seconds: Annotated[int, option("By the clock, for a notebook.")] = 1200,
     memory_gb: Annotated[float, option("For all processes of a submission.")] = 4.0,
@@ -98,9 +99,11 @@ def numbers() -> None:
 
 
 def _say(table: pd.DataFrame, out: Path) -> None:
-    typer.echo(table.loc[:, :"notes"].to_string(index=False))
+    shown = table[["student", "status", "points", "by_hand_open", "notes"]]
+    width = max(20, (shutil.get_terminal_size().columns - 40) // 2)
+    typer.echo(shown.to_string(index=False, na_rep="", max_colwidth=width))
     waiting = int((table["by_hand_open"] > 0).sum())
     typer.echo(f"wrote {out / 'grades.csv'}, grades_canvas.csv, grades_moodle.csv, feedback/")
     if waiting:
-        typer.echo(f"{waiting} have written answers without points: open {out / 'written.html'}, "
-                   f"then: trustml homework points {out}")  # fmt: skip
+        typer.echo(f"{waiting} have written answers without points, so theirs are not final: open "
+                   f"{out / 'written.html'}, then: trustml homework points {out}")  # fmt: skip

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trustml_helpers._support.files import replace_file
 from trustml_helpers.checks.grading import labels
-from trustml_helpers.checks.grading.homework import HomeworkError
+from trustml_helpers.checks.grading.homework import HomeworkError, table_of
 from trustml_helpers.checks.grading.run import GRADED, LOST, Row
 
 if TYPE_CHECKING:
@@ -24,9 +24,12 @@ _COMMENT, _READ = " comment", " read"
 class Given:
     """What a person gave for one written answer: points, a comment, and the text it was for."""
 
-    points: float
+    points: float | None
     comment: str = ""
     read: str = ""
+
+    def shown(self) -> str:
+        return "" if self.points is None else f"{self.points:g}"
 
 
 ByHand = dict[str, dict[str, Given]]
@@ -56,31 +59,30 @@ def read_by_hand(path: Path, points: dict[str, float]) -> ByHand:
         HomeworkError: for points that are no number or out of range, a student who is there twice
             or a file that is no such table; it names the cell.
     """
-    import pandas as pd
-
     if not path.exists():
         return {}
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        table = table.set_index("student")
-    except KeyError as error:
-        raise HomeworkError(f"{path}: expected the column student, and one per question") from error
-    except ValueError as error:
-        raise HomeworkError(f"{path}: expected a table in CSV ({error})") from error
+    table = table_of(path)
+    if "student" not in table:
+        raise HomeworkError(f"{path}: expected the column student, and one per question")
+    table = table.set_index("student")
     if table.index.has_duplicates:
         raise HomeworkError(f"{path}: {table.index[table.index.duplicated()][0]!r} is there twice")
     found: ByHand = {}
     for student, line in table.iterrows():
         own = found.setdefault(str(student), {})
-        for name in (each for each in points if each in table and line[each].strip()):
+        for name in (each for each in points if each in table):
             value = _points(path, str(student), name, line[name], points[name])
-            own[name] = Given(value, str(line.get(name + _COMMENT, "")), line.get(name + _READ, ""))
+            comment = str(line.get(name + _COMMENT, ""))
+            if value is not None or comment.strip():
+                own[name] = Given(value, comment, line.get(name + _READ, ""))
     return found
 
 
-def _points(path: Path, student: str, name: str, text: str, most: float) -> float:
+def _points(path: Path, student: str, name: str, text: str, most: float) -> float | None:
+    if not text.strip():
+        return None
     try:
-        value = float(text)
+        value = float(text.replace(",", "."))
     except ValueError:
         value = math.nan
     if not 0 <= value <= most:  # NaN is not, either
@@ -98,7 +100,7 @@ def write_by_hand(path: Path, given: ByHand, rows: dict[str, Row], written: list
         line = {"student": student}
         for name in written:
             one = given.get(student, {}).get(name)
-            line[name] = "" if one is None else f"{one.points:g}"
+            line[name] = "" if one is None else one.shown()
             line[name + _COMMENT] = "" if one is None else one.comment
             line[name + _READ] = "" if one is None else one.read
         lines.append(line)
@@ -128,8 +130,10 @@ def table(rows: dict[str, Row], given: ByHand, blank: Any) -> pd.DataFrame:
     lines = []
     for row in rows.values():
         own = given.get(row.student, {}) if not row.of else {}
+        own = {name: one for name, one in own.items() if one.points is not None}
+        known = row.status == GRADED or (own and not row.status.startswith(LOST))
         score = {name: row.points.get(name, 0.0) for name in points}
-        score |= {name: one.points for name, one in own.items()}
+        score |= {name: one.points or 0.0 for name, one in own.items()}
         waiting = [name for name in written if name in row.written and name not in own]
         notes = row.notes + [
             f"{name}: its points were given for an older text"
@@ -139,14 +143,13 @@ def table(rows: dict[str, Row], given: ByHand, blank: Any) -> pd.DataFrame:
         line: dict[str, Any] = {"student": row.student}
         if named:
             line |= {"name": row.name, "email": row.email}
-        lost = row.status.startswith(LOST)
         line |= {
-            "status": row.status, "points": None if lost else round(sum(score.values()), 2),
+            "status": row.status, "points": round(sum(score.values()), 2) if known else None,
             "of": sum(points.values()),
             "by_hand_open": sum(points[name] for name in waiting) if not row.of else 0,
             "seconds": row.seconds, "notes": "; ".join(notes),
         }  # fmt: skip
-        lines.append(line | (dict.fromkeys(score) if lost else score))
+        lines.append(line | (score if known else dict.fromkeys(score)))
     return pd.DataFrame(lines)
 
 
@@ -167,9 +170,7 @@ def export(whole: pd.DataFrame, rows: dict[str, Row], given: ByHand, out: Path) 
         row = rows[line["student"]]
         own = given.get(row.student, {})
         stranger = any(note.startswith("unmatched") for note in row.notes)
-        if row.of or stranger or row.status.startswith(LOST):
-            continue
-        if row.status != GRADED and not own:
+        if row.of or stranger or pd.isna(line["points"]):
             continue
         points, name = f"{line['points']:g}", row.name or row.student
         comments = [f"{task}: {one.comment}" for task, one in own.items() if one.comment]

@@ -64,25 +64,29 @@ os.execv(sys.argv[5], sys.argv[5:])
 
 # Runs first in the kernel: a cell has its own time on the processor, and may print so much.
 _KERNEL = """
-def _limits(seconds, most):
+def _limits(seconds, end_of_notebook, most):
     import signal
+    import time
     from IPython import get_ipython
     from ipykernel.iostream import OutStream
 
     class OutOfTime(KeyboardInterrupt):
         pass
 
-    def stop(*_):
-        raise OutOfTime(f"this cell took more than {seconds} s of processor time")
+    def stop(number, _):
+        kind = "" if number == signal.SIGALRM else " of processor time"
+        raise OutOfTime(f"this cell took more than {allowed[number]:.0f} s{kind}")
 
     def begin(*_):
         printed[0] = 0
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_PROF, seconds, 5)
+        left = end_of_notebook - time.time()  # for all the cells to come
+        for number, timer, most in timers:
+            allowed[number] = max(1, min(most, left / 3))
+            signal.setitimer(timer, allowed[number], 5)
 
     def end(*_):
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_PROF, 0)
+        for _, timer, _ in timers:
+            signal.setitimer(timer, 0)
 
     def write(self, text):
         printed[0] += len(text)
@@ -90,15 +94,19 @@ def _limits(seconds, most):
             text = "" if printed[0] - len(text) > most else "\\n... more was printed, cut here\\n"
         return whole(self, text)
 
+    timers, allowed = [], {}
+    if hasattr(signal, "setitimer"):
+        timers = [(signal.SIGPROF, signal.ITIMER_PROF, seconds),
+                  (signal.SIGALRM, signal.ITIMER_REAL, 4 * seconds)]  # one that only waits
+    for number, _, _ in timers:
+        signal.signal(number, stop)
     printed, whole = [0], OutStream.write
     OutStream.write = write
-    if hasattr(signal, "SIGPROF"):
-        signal.signal(signal.SIGPROF, stop)
     get_ipython().events.register("pre_run_cell", begin)
     get_ipython().events.register("post_run_cell", end)
 
 
-_limits({seconds}, {most})
+_limits({seconds}, {end_of_notebook}, {most})
 del _limits
 """
 
@@ -108,7 +116,9 @@ class Limits:
     """What one submission may use.
 
     Attributes:
-        cell_seconds: of processor time for a cell; it is interrupted, the others still count.
+        cell_seconds: of processor time for a cell, and by the clock four times that; it is
+            interrupted, the others still count. A cell gets no more than a third of the time that
+            is left for the notebook.
         notebook_seconds: for the whole notebook, by the clock.
         memory_gb: for all its processes together.
         file_mb: for one file that it writes.
@@ -138,7 +148,9 @@ def run(
     startup = folder / ".ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True, exist_ok=True)
     (startup / "00-limits.py").write_text(
-        _KERNEL.replace("{seconds}", str(limits.cell_seconds)).replace("{most}", str(_MOST_OUTPUT))
+        _KERNEL.replace("{seconds}", str(limits.cell_seconds))
+        .replace("{end_of_notebook}", str(time.time() + 0.9 * limits.notebook_seconds))
+        .replace("{most}", str(_MOST_OUTPUT))
     )
     alone = bool(_own_world())
     words = [

@@ -50,7 +50,7 @@ def grade(
         variant: of the release that was handed out.
         jobs: submissions at once, each in processes of its own.
         resume: leave out what was graded already, from the same file and the same release.
-        only: names of rows to grade; the others stay.
+        only: rows to grade, by id, name or e-mail; the others stay.
         cell_seconds: processor time of a cell; it is interrupted, the others still count.
         notebook_seconds: for a notebook by the clock; it is stopped and named.
         memory_gb: for all the processes of a submission together.
@@ -68,9 +68,9 @@ def grade(
     if jobs < 1:
         raise HomeworkError(f"jobs={jobs}: expected a whole number from 1 on")
     people = None if roster is None else read_roster(roster)
-    found = [one for one in collect(submissions, people) if not only or one.student in only]
-    if strangers := set(only) - {one.student for one in found}:
-        raise HomeworkError(f"only={sorted(strangers)}: no such row in {submissions}")
+    found = collect(submissions, people)
+    if only:
+        found = _chosen(found, only, submissions)
     year = numbers(variant)
     book.read_by_hand(out / "by_hand.csv", year.points)  # a mistake there is told before the work
     limits = contain.Limits(cell_seconds, notebook_seconds, memory_gb)
@@ -92,12 +92,13 @@ def enter_points(out: Path) -> pd.DataFrame:
     Raises:
         HomeworkError: if nothing was graded there, or the table cannot be read.
     """
-    if not (out / "rows").is_dir():
-        raise HomeworkError(f"out={str(out)!r}: nothing was graded there")
+    _rows(out)
     blank = labels.read(out / "course" / "release" / ASSIGNMENT / SOURCE.name)
-    given = book.read_by_hand(out / "by_hand.csv", book.maxima(blank)[0])
+    given, rows = book.read_by_hand(out / "by_hand.csv", book.maxima(blank)[0]), _rows(out)
+    if strangers := [who for who, own in given.items() if own and who not in rows]:
+        raise HomeworkError(f"{out / 'by_hand.csv'}: no row {strangers[0]!r} in grades.csv; its "
+                            "column student names the rows")  # fmt: skip
     with _alone(out):
-        rows = load_rows(out / "rows")
         for student, own in tqdm(given.items(), desc="pages"):
             if student in rows and own:
                 show_points(rows[student], out, {n: (g.points, g.comment) for n, g in own.items()})
@@ -133,12 +134,31 @@ def scoreboard(out: Path, *, pseudonyms: bool = False) -> Path:
     Raises:
         HomeworkError: if nothing was graded there.
     """
-    rows = load_rows(out / "rows")
-    if not rows:
-        raise HomeworkError(f"out={str(out)!r}: nothing was graded there")
+    rows = _rows(out)
     page = out / "board.html"
     replace_file(page, pages.board(rows.values(), pseudonyms=pseudonyms).encode())
     return page
+
+
+def _rows(out: Path) -> dict[str, Row]:
+    if not (rows := load_rows(out / "rows")):
+        raise HomeworkError(f"out={str(out)!r}: nothing was graded there")
+    return rows
+
+
+def _chosen(
+    found: list[Submission], only: Collection[str], folder: Path
+) -> list[Submission]:  # fmt: skip
+    """The rows of those who are named, by any of their names."""
+    names = {
+        one.student: {one.student, *((one.person and (one.person.name, one.person.email)) or ())}
+        for one in found
+    }  # fmt: skip
+    wanted = [each for each in only if not any(each in own for own in names.values())]
+    if wanted:
+        raise HomeworkError(f"only={sorted(wanted)}: no such row in {folder}; there are "
+                            + ", ".join(list(names)[:20]))  # fmt: skip
+    return [one for one in found if names[one.of or one.student] & set(only)]
 
 
 @contextmanager

@@ -16,7 +16,10 @@ import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ASSIGNMENT = "hw1"
 ROOT = Path(__file__).resolve().parents[3]
@@ -60,8 +63,9 @@ def numbers(variant: str = "") -> Numbers:
     """Read ``hw1.toml``; for a variant, draw other seeds and values by its name.
 
     Args:
-        variant: for instance ``"2027"``: the same name always gives the same homework. What
-            ``hw1.toml`` says under ``[variants.2027]`` counts more than what is drawn.
+        variant: for instance ``"2027"``: the same name and the same ``secret`` of ``hw1.toml``
+            always give the same homework. What stands under ``[variants.2027]`` counts more than
+            what is drawn.
 
     Raises:
         HomeworkError: if the file is missing or does not hold what is needed.
@@ -73,10 +77,11 @@ def numbers(variant: str = "") -> Numbers:
         said = tomllib.loads(path.read_text(encoding="utf-8"))
         own = said.get("variants", {}).get(variant, {})
         found = {key: dict(said[key]) for key in ("points", "seeds", "values", "settings")}
+        secret = str(said["secret"])
     except (tomllib.TOMLDecodeError, KeyError) as error:
         raise HomeworkError(f"{path}: {error} is not as needed") from error
     if variant:
-        draw = random.Random(f"{ASSIGNMENT} {variant}")
+        draw = random.Random(f"{ASSIGNMENT} {variant} {secret}")
         found["seeds"] = {name: draw.randrange(1000, 1_000_000) for name in found["seeds"]}
         for name, choices in said.get("choices", {}).items():
             found["values"][name] = draw.choice([c for c in choices if c != said["values"][name]])
@@ -138,6 +143,24 @@ def write_numbers() -> None:
 
     notebook = source(numbers())
     nbformat.write(notebook, SOURCE)
+
+
+def table_of(path: Path) -> pd.DataFrame:
+    """A table of texts, as spreadsheets save it: with commas or semicolons, and a byte-order mark.
+
+    Raises:
+        HomeworkError: if it is none, or not in UTF-8.
+    """
+    import pandas as pd
+
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            first = file.readline()
+        between = ";" if first.count(";") > first.count(",") else ","
+        return pd.read_csv(path, sep=between, dtype=str, keep_default_na=False,
+                           encoding="utf-8-sig")  # fmt: skip
+    except ValueError as error:  # those of pandas and of Unicode, too
+        raise HomeworkError(f"{path}: no CSV in UTF-8 ({error})") from error
 
 
 # --- writing numbers ------------------------------------------------------------------------------

@@ -84,6 +84,12 @@ def is_answer(cell: Any) -> bool:
     return bool(label(cell).get("solution"))
 
 
+def place(number: int, cell: Any) -> str:
+    """A cell by its name or its place and how it begins, for a person who looks for it."""
+    start = " ".join(cell.source.split())[:40]
+    return name_of(cell) or f"cell {number} ({start})"
+
+
 def squeezed(text: str) -> str:
     """A text without its spacing: what is the same after any editor."""
     return "".join(text.split())
@@ -116,7 +122,8 @@ def restore(notebook: Any, blank: Any, *, guess: bool = False) -> Matching:
                 _take(found, name, cell)
     again = [name for name in released if name in found.place and name not in kept]
     if again:
-        found.notes.append(f"labels were lost and found again: {', '.join(again)}")
+        which = f"{len(again)} cells" if len(again) > 3 else ", ".join(again)
+        found.notes.append(f"labels were lost and found again: {which}")
     known = sum(name in found.place for name in released)
     if 2 * known < len(released):
         found.lost = [name for name in released if name not in found.place]
@@ -330,7 +337,7 @@ def changes_to_the_checks(notebook: Any) -> list[str]:
         try:  # what IPython makes of magics and of !commands
             nodes = list(ast.walk(ast.parse(TransformerManager().transform_cell(source))))
         except (SyntaxError, ValueError):
-            notes.append(f"cell {number} is not valid Python")
+            notes.append(f"{place(number, cell)} is not valid Python")
             continue
         changed = [n for n in nodes if isinstance(getattr(n, "ctx", None), ast.Store | ast.Del)]
         changed += [
@@ -338,5 +345,5 @@ def changes_to_the_checks(notebook: Any) -> list[str]:
             if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "setattr" and n.args
         ]  # fmt: skip
         if {ast.unparse(n).partition(".")[0] for n in changed} & _OURS:
-            notes.append(f"cell {number} changes the checks: read it")
+            notes.append(f"{place(number, cell)} changes the checks: read it")
     return notes

@@ -35,6 +35,7 @@ _TAGS = {
     "a", "blockquote", "br", "code", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol",
     "p", "pre", "strong", "sub", "sup", "table", "tbody", "td", "th", "thead", "tr", "ul",
 }  # fmt: skip
+_BLANK = "not written yet"  # says a check; no mistake
 _SAVE = """
 const keys = JSON.parse(document.getElementById("keys").textContent);
 const cell = text => /[",\\n\\r]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
@@ -58,7 +59,7 @@ document.getElementById("save").onclick = () => {
     if (!points) return old;
     const value = points.value, comment = field("comment", one.student, name).value;
     const read = value === old[0] && comment === old[1] ? old[2] : points.dataset.read;
-    return [value, comment, value === "" ? "" : read];
+    return [value, comment, value === "" && comment === "" ? "" : read];
   })));
   const text = [head, ...lines].map(line => line.map(cell).join(",")).join("\\n") + "\\n";
   const link = document.createElement("a");
@@ -103,7 +104,7 @@ def written(rows: dict[str, Row], given: book.ByHand, blank: Any) -> str:
         )
     keys = {"names": names, "students": [
         {"student": who, "given": {
-            name: [f"{one.points:g}", one.comment, one.read]
+            name: [one.shown(), one.comment, one.read]
             for name, one in given.get(who, {}).items()
         }} for who in dict.fromkeys([*given, *(row.student for row in students)])
     ]}  # fmt: skip
@@ -119,7 +120,7 @@ def _card(row: Row, name: str, most: float, one: book.Given | None) -> str:
     read = book.digest_of(row.written[name])
     key, who = html.escape(f"{row.student}/{name}", quote=True), html.escape(row.student)
     older = one is not None and one.read not in ("", read)
-    value, comment = ("", "") if one is None else (f"{one.points:g}", html.escape(one.comment))
+    value, comment = ("", "") if one is None else (one.shown(), html.escape(one.comment))
     note = "<p><strong>These points were given for an older text.</strong></p>" if older else ""
     return (
         f"<div class='card{' older' * older}'><h3>{who} {html.escape(row.name)}</h3>"
@@ -131,7 +132,7 @@ def _card(row: Row, name: str, most: float, one: book.Given | None) -> str:
 
 
 def tasks_of(rows: dict[str, Row], blank: Any) -> pd.DataFrame:
-    """What the class did in each task: mean share of the points, and the commonest messages."""
+    """What the class did in each task: mean share of the points, and the commonest mistake."""
     import pandas as pd
 
     points, written = book.maxima(blank)
@@ -142,12 +143,13 @@ def tasks_of(rows: dict[str, Row], blank: Any) -> pd.DataFrame:
         said = collections.Counter(
             sentence for row in graded for sentence in messages(row.said.get(name, ""))
         )
+        blank = said.pop(_BLANK, 0)
         (first, count), *_ = said.most_common(1) or [("", 0)]
         lines.append({
             "task": name.removesuffix("-graded"), "points": points[name],
             "mean_share": round(sum(got) / len(got), 3) if got else None,
             "full": sum(one >= 1 for one in got), "none": sum(one <= 0 for one in got),
-            "commonest_message": first, "students": count,
+            "not_written": blank, "commonest_message": first, "students": count,
         })  # fmt: skip
     return pd.DataFrame(lines)
 
@@ -159,7 +161,7 @@ def messages(said: str) -> set[str]:
 
 
 def summary(table: pd.DataFrame, tasks: pd.DataFrame) -> str:
-    """Distribution of points, tasks with their commonest message, time per submission."""
+    """Distribution of points, tasks with their commonest mistake, time per submission; no names."""
     graded = table[table["status"] == GRADED]
     states = collections.Counter(re.split("[:,]", str(one))[0] for one in table["status"])
     body = "<p>" + ", ".join(f"{n} {html.escape(state)}" for state, n in states.items()) + ".</p>"
@@ -178,8 +180,6 @@ def summary(table: pd.DataFrame, tasks: pd.DataFrame) -> str:
                  f"{times.min():.0f} to {times.max():.0f}, median {median(times):.0f}.</p>"
                  )  # fmt: skip
     body += "<h2>Tasks</h2>" + tasks.to_html(index=False, border=0, na_rep="")
-    shown = table.loc[:, :"notes"]
-    body += "<h2>Submissions</h2>" + shown.to_html(index=False, border=0, na_rep="")
     return _page("Summary of the class", body)
 
 
@@ -187,7 +187,8 @@ def similar(rows: dict[str, Row], blank: Any) -> str:
     """Pairs whose code is alike, side by side: for a person to judge."""
     from trustml_helpers.checks.grading import similarity
 
-    codes = {row.student: row.code for row in rows.values() if row.code and not row.of}
+    own = {f"{row.student} {row.name}".strip(): row for row in rows.values() if not row.of}
+    codes = {who: row.code for who, row in own.items() if row.code}
     released = [cell.source for cell in blank.cells if cell.cell_type == "code"]
     pairs = similarity.similar(codes, released)
     body = ("<p>Names, comments, spacing and the order of cells do not count here, nor what was "
@@ -197,7 +198,18 @@ def similar(rows: dict[str, Row], blank: Any) -> str:
     for first, second in zip(pairs["first"][:30], pairs["second"][:30], strict=True):
         body += f"<h2>{html.escape(first)} and {html.escape(second)}</h2>"
         body += similarity.side_by_side(codes, (first, second), released)
-    return _page("Pairs that look alike", body)
+    known = "\n".join(cell.source for cell in blank.cells)
+    for name in labels.written(blank):
+        texts = {who: row.written[name] for who, row in own.items() if name in row.written}
+        pairs = similarity.similar_texts(texts, known)
+        body += f"<h2>Written: {name}</h2>"
+        body += pairs.to_html(index=False, border=0) if len(pairs) else "<p>No pair.</p>"
+        for first, second in zip(pairs["first"][:30], pairs["second"][:30], strict=True):
+            body += "<div class='cards'>" + "".join(
+                f"<div class='card'><h3>{html.escape(who)}</h3>{_markdown(texts[who])}</div>"
+                for who in (first, second)
+            ) + "</div>"  # fmt: skip
+    return _page("Pairs that look alike", body, head=mathjax())
 
 
 def board(rows: Iterable[Row], *, pseudonyms: bool = False) -> str:

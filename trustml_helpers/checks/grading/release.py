@@ -152,11 +152,8 @@ def check_before(path: Path, blank: Path | None = None, *, cell_seconds: int = 3
     from nbclient import NotebookClient
 
     blank = blank or path.parent / "blank" / f"{ASSIGNMENT}.ipynb"
-    try:
-        own, given, ran = labels.read(path), labels.read(blank), labels.read(path)
-    except ValueError as error:
-        raise HomeworkError(f"{path} and {blank}: {error}. The second is the homework as it was "
-                            "given out: name it with --blank")  from error  # fmt: skip
+    own, ran = _notebook(path), _notebook(path)
+    given = _notebook(blank, ", the homework as it was given out: name it with --blank")
     report, found = Report(), labels.restore(own, given)
     report.labels = [f"{name} cannot be found" for name in found.lost] + found.notes
     done = labels.answered(found, given)
@@ -174,6 +171,13 @@ def check_before(path: Path, blank: Path | None = None, *, cell_seconds: int = 3
     report.memory_mb = _number(last) / 1024
     _read_run(cells, labels.released_cells(given), report)
     return report
+
+
+def _notebook(path: Path, cure: str = "") -> Any:
+    try:
+        return labels.read(path)
+    except ValueError as error:
+        raise HomeworkError(f"{path}: {error}{cure}") from error
 
 
 def _code(source: str) -> Any:
@@ -207,7 +211,8 @@ def _read_run(cells: list[Any], released: dict[str, Any], report: Report) -> Non
             most = report.points[task][1]
             report.points[task] = (round(most * _share(cell, errors), 2), most)
         elif errors:
-            report.broken.append(f"cell {number}: {errors[0].ename}: {errors[0].evalue}"[:200])
+            where = labels.place(number, cell)
+            report.broken.append(f"{where}: {errors[0].ename}: {errors[0].evalue}"[:200])
 
 
 def _share(cell: Any, errors: list[Any]) -> float:

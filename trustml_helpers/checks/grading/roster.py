@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from trustml_helpers.checks.grading.homework import HomeworkError
+from trustml_helpers.checks.grading.homework import HomeworkError, table_of
 
 _CANVAS = re.compile(r"(?P<name>[^_]+)_(?:LATE_)?(?P<user>\d+)_(?P<number>\d+)_(?P<file>.+)")
 _MOODLE = re.compile(r"(?P<name>.+)_(?P<user>\d+)_assignsubmission_file_?(?P<file>.*)")
@@ -76,14 +76,9 @@ def read_roster(path: Path) -> list[Person]:
     Raises:
         HomeworkError: if the file is missing, lacks ``id``, or an id is empty or there twice.
     """
-    import pandas as pd
-
     if not path.is_file():
         raise HomeworkError(f"roster={str(path)!r}: no such file")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, UnicodeDecodeError) as error:
-        raise HomeworkError(f"{path}: no CSV in UTF-8 ({error})") from error
+    table = table_of(path)
     table.columns = [re.sub(r"[^a-z]", "", str(name).lower()) for name in table.columns]
     if "id" not in table:
         raise HomeworkError(f"{path}: expected the columns id, name, email, found "

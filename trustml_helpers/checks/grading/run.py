@@ -135,13 +135,13 @@ def grade_one(row: Row, path: Path, blank: Any, out: Path, limits: contain.Limit
     return row
 
 
-def show_points(row: Row, out: Path, given: dict[str, tuple[float, str]]) -> None:
+def show_points(row: Row, out: Path, given: dict[str, tuple[float | None, str]]) -> None:
     """Write points and comments of a person into the page of feedback; no code of a student runs.
 
     Args:
         row: of the student; nothing happens unless it was graded.
         out: folder of the results.
-        given: points and comment, by written answer.
+        given: points, if there are any, and comment, by written answer.
     """
     course = out / "work" / row.student
     if row.status != GRADED or not (course / "gradebook.db").exists():
@@ -151,7 +151,7 @@ def show_points(row: Row, out: Path, given: dict[str, tuple[float, str]]) -> Non
     with Gradebook(f"sqlite:///{course.resolve() / 'gradebook.db'}", "trustml") as book:
         submission = book.find_submission(ASSIGNMENT, _ONE).notebooks[0]
         for grade in submission.grades:
-            if grade.name in given:
+            if grade.name in given and given[grade.name][0] is not None:
                 grade.manual_score, grade.needs_manual_grade = given[grade.name][0], False
         for comment in submission.comments:
             if comment.name in given:
@@ -196,7 +196,9 @@ def _read_back(row: Row, course: Path) -> None:
         name = labels.name_of(cell)
         errors = [one for one in cell.outputs if one.output_type == "error"]
         if any(one.ename in ("OutOfTime", "KeyboardInterrupt") for one in errors):
-            row.notes.append(f"out of time: {name or f'cell {number}'}")
+            row.notes.append(f"out of time: {labels.place(number, cell)}")
+        if any(re.search("MemoryError|allocate memory", one.ename + one.evalue) for one in errors):
+            row.notes.append(f"out of memory: {labels.place(number, cell)}")
         if name in row.points:
             said = [one.text for one in cell.outputs if one.output_type == "stream"]
             said += [f"{one.ename}: {one.evalue}" for one in errors]
@@ -207,10 +209,15 @@ def _read_back(row: Row, course: Path) -> None:
 
 
 def _feedback(course: Path, log: Path, page: Path) -> None:
+    from nbgrader.api import Gradebook
+
     nbgrader(course, log, 300, "generate_feedback", "--student", _ONE, "--force")
+    with Gradebook(f"sqlite:///{course.resolve() / 'gradebook.db'}", "trustml") as book:
+        grades = book.find_submission(ASSIGNMENT, _ONE).notebooks[0].grades
+        unread = [one.name for one in grades if one.needs_manual_grade]
     made = course / "feedback" / _ONE / ASSIGNMENT / f"{ASSIGNMENT}.html"
     if made.exists():
-        replace_file(page, _for_students(made.read_text(encoding="utf-8")).encode())
+        replace_file(page, _for_students(made.read_text(encoding="utf-8"), unread).encode())
 
 
 def mathjax() -> str:
@@ -222,13 +229,22 @@ def mathjax() -> str:
     return f"<script>{_FORMULAS}</script><script>{script.read_text(encoding='utf-8')}</script>"
 
 
-def _for_students(html: str) -> str:
-    """nbgrader's page as one file: MathJax inside, tasks by name, without the hidden seeds."""
+def _for_students(html: str, unread: list[str]) -> str:
+    """nbgrader's page as one file: MathJax inside, tasks by name, without the hidden seeds.
+
+    Where nbgrader says 0 points for an answer that nobody has read yet, the page says just that.
+    """
     if inside := mathjax():
         html = re.sub(r"<!-- Load mathjax -->.*?<!-- End of mathjax", lambda _: inside + "<!--",
                       html, count=1, flags=re.DOTALL)  # fmt: skip
     html = re.sub(r"(seed</span>\s*<span[^>]*>=</span>\s*<span[^>]*>)\d+", r"\1...", html)
     html = re.sub(r"seed=\d+", "seed=...", html)  # in tracebacks
+    for name in unread:
+        for start in (rf'href="#{name}">[^<]*</a> \(', rf'name="{name}"></a>.*?'):
+            html = re.sub(rf"({start})Score: [\d.]+ /", r"\1not read yet, of", html,
+                          count=1, flags=re.DOTALL)  # fmt: skip
+    if unread:
+        html = re.sub(r"\(Score: (?=[\d.]+ / [\d.]+\)</h4>)", "(so far ", html)
     return re.sub(
         r'<a href="#([\w-]+)">(?:Test cell|Written response|Coding free-response)',
         lambda found: f'<a href="#{found[1]}">{found[1].removesuffix("-graded")}', html,

@@ -25,6 +25,7 @@ import pandas as pd
 _GRAM, _WINDOW = 10, 4  # tokens: 13 in a row that two functions share are always noticed
 _RARE, _COMMON = 0.15, 1 / 3  # shares of the class: counts fully up to, not at all from
 _ENOUGH = 40  # fingerprints in common that a row needs: about 100 tokens, or eight lines
+_PHRASES = 5  # in common that two texts need: nine words in a row
 _LONG = 60  # those of one rare function that is the same, which is a row by itself
 _TOKEN = re.compile(
     r"""(?P<drop>\s+|\#[^\n]*|\\\n|[rbfuRBFU]{0,2}(?:'{3}[\s\S]*?(?:'{3}|\Z)|"{3}[\s\S]*?(?:"{3}|\Z)
@@ -58,12 +59,16 @@ def similar(
     Returns:
         ``share`` of the code of one of two students, whoever has less, that the other has too;
         ``own``, the fingerprints of that code (one for about three tokens): how much evidence;
-        ``functions``, those rare and the same but for names: ``name``, or ``name = other name``.
+        ``functions``, those rare and the same but for names: ``name``, or ``name = other name``;
+        ``verbatim``, how many of these are the same to the letter, spacing aside.
     """
     students = sorted(codes)
     found = _found([codes[student] for student in students], released)
     same, own = _overlaps([set().union(*(prints for _, prints in each)) for each in found])
-    forms = [{u.form(): (u.name, len(p)) for u, p in each if u.name and p} for each in found]
+    forms = [
+        {u.form(): (u.name, len(p), "".join(u.source.split())) for u, p in each if u.name and p}
+        for each in found
+    ]  # fmt: skip
     holders = Counter(form for each in forms for form in each)
     rows = []
     for i, j in combinations(range(len(students)), 2):
@@ -74,9 +79,40 @@ def similar(
         if long or (share >= least and same[i, j] >= _ENOUGH):
             names = {(forms[i][form][0], forms[j][form][0]) for form in rare}
             equal = ", ".join(sorted(a if a == b else f"{a} = {b}" for a, b in names))
-            rows.append((students[i], students[j], share, round(own[i, j]), equal))
+            verbatim = sum(forms[i][form][2] == forms[j][form][2] for form in rare)
+            rows.append((students[i], students[j], share, round(own[i, j]), equal, verbatim))
     rows.sort(key=lambda row: (-row[2], -row[3], row[:2]))
-    return pd.DataFrame(rows, columns=["first", "second", "share", "own", "functions"])
+    columns = ["first", "second", "share", "own", "functions", "verbatim"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def similar_texts(texts: Mapping[str, str], known: str, *, least: float = 0.2) -> pd.DataFrame:
+    """Pairs of written answers with whole phrases in common, the most similar first.
+
+    Args:
+        texts: by student.
+        known: what everybody may have read, whose phrases do not count.
+        least: smallest share for a row.
+
+    Returns:
+        ``first second share phrases``: ``share`` of the phrases of five words of one of the two,
+        whoever has fewer, that the other has too, and how many these are.
+    """
+    common = _phrases(known)
+    own = {who: _phrases(text) - common for who, text in sorted(texts.items())}
+    rows = []
+    for first, second in combinations(own, 2):
+        same = len(own[first] & own[second])
+        share = round(same / max(min(len(own[first]), len(own[second])), 1), 3)
+        if share >= least and same >= _PHRASES:
+            rows.append((first, second, share, same))
+    rows.sort(key=lambda row: (-row[2], -row[3], row[:2]))
+    return pd.DataFrame(rows, columns=["first", "second", "share", "phrases"])
+
+
+def _phrases(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.casefold())
+    return set(zip(*(words[i:] for i in range(5)), strict=False))
 
 
 def side_by_side(
