@@ -1,9 +1,10 @@
 """How long a notebook takes: the one formula behind the times that the notebooks state.
 
-The core path is everything before "## Exercises". Reading takes a minute for 180 words, code six
-seconds a line, a figure half a minute; a "Your turn" takes the minutes it states, a run what was
-measured. Hints and solutions are read instead of, not besides, the time of a "Your turn"; cells
-that only check are not on the page. The sum is rounded up to five minutes.
+The core path is everything before "For the curious", questions and exercises. Reading takes a
+minute for 180 words, code six seconds a line, a figure half a minute; a "Your turn" takes the
+minutes it states, a run what was measured. Hints and solutions are read instead of, not besides,
+the time of a "Your turn"; cells that only check are not on the page. The sum is rounded up to five
+minutes.
 
 Usage: python docs/minutes.py notebooks/*.ipynb
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+BEYOND = re.compile(r"## (For the curious|Questions|Exercises)$", re.MULTILINE)
 WORDS, LINE, FIGURE = 180, 6 / 60, 0.5  # words a minute; minutes a line of code, and a figure
 TURN = re.compile(r"^### Your turn: .*\((\d+) minutes\)$", flags=re.M)
 
@@ -44,10 +46,10 @@ class Core:
 
 def core_cells(notebook: NotebookNode) -> list[NotebookNode]:
     cells = notebook.cells
-    ends = [k for k, cell in enumerate(cells) if re.match(r"## Exercises", cell.source)]
-    if len(ends) != 1:
-        raise ValueError(f"expected one section '## Exercises', found {len(ends)}")
-    return cells[: ends[0]]
+    end = next((k for k, cell in enumerate(cells) if BEYOND.match(cell.source)), None)
+    if end is None:
+        raise ValueError("expected one of the sections Questions, Exercises, For the curious")
+    return cells[:end]
 
 
 def core(notebook: NotebookNode) -> Core:

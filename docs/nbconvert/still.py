@@ -1,7 +1,7 @@
 """Make a fresh run fit to be stored: without views that need a kernel, with its length in seconds.
 
 JupyterLab reports a widget without its kernel as lost; its words stay. The cells of the core path
-(before "## Exercises") give the metadata run_seconds, on which docs/minutes.py reckons.
+(before "For the curious") give the metadata run_seconds, on which docs/minutes.py reckons.
 
 Usage: python docs/nbconvert/still.py notebooks/0*.ipynb
 """
@@ -25,7 +25,7 @@ def _seconds(cell: nbformat.NotebookNode) -> float:
 def still(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     run, core = 0.0, True
     for cell in notebook.cells:
-        core = core and not cell.source.startswith("## Exercises")
+        core = core and not cell.source.startswith(("## For the curious", "## Exercises"))
         seconds = _seconds(cell)
         run += seconds * core
         for output in cell.get("outputs", []):

@@ -18,7 +18,18 @@ import nbformat
 from trustml_helpers import checks
 
 ROOT = Path(__file__).resolve().parents[2]
-CURIOUS = "## For the curious"  # what follows is beyond the time that the notebook states
+CURIOUS = "## For the curious"  # what stands there is beyond the time that the notebook states
+
+
+def without_the_curious(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The cells without the section "For the curious"."""
+    kept, inside = [], False
+    for cell in notebook.cells:
+        if cell.source.startswith("## "):
+            inside = cell.source.startswith(CURIOUS)
+        if not inside:
+            kept.append(cell)
+    return kept
 
 
 def readable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import itertools
 import math
 import re
 import shutil
@@ -25,7 +24,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "docs/site"))
-from assemble import CURIOUS, readable  # noqa: E402
+from assemble import readable, without_the_curious  # noqa: E402
 
 # Heights in pixels of a slide of 1280 x 720, as slides.css sets them; slides.js shrinks the rest.
 ROOM, LINE, CODE_LINE, ROW, FORMULA = 600, 41, 28, 38, 100
@@ -126,7 +125,7 @@ class Deck:
 def cut(notebook: NotebookNode) -> NotebookNode:
     """The notebook with breaks between slides, and code apart from the pictures that it draws."""
     deck, pictured = Deck(), False
-    for cell in itertools.takewhile(lambda each: each.source != CURIOUS, notebook.cells):
+    for cell in without_the_curious(notebook):
         if "question" in cell.metadata.get("tags", []):
             for slide in asked(cell.source):
                 deck.turn()

@@ -5,17 +5,20 @@ from __future__ import annotations
 import ast
 import copy
 import re
+import subprocess
 
+import nbformat
 import pytest
+import typer
 from helpers import BEYOND, LESSONS, read_notebook, script
 
 from trustml_helpers import checks
+from trustml_helpers.cli import course
 
 pytestmark = pytest.mark.slow  # with the reading of five notebooks
 
 
 minutes = script("docs/minutes.py")
-edition = script("docs/nbconvert/edition.py")
 assemble = script("docs/site/assemble.py")
 cut = script("docs/slides/cut.py")
 
@@ -65,7 +68,7 @@ def test_the_formula_by_hand():
         new.new_markdown_cell("### Your turn: three words (5 minutes)"),
         new.new_code_cell("a = 1\n\n# a comment\nb = 2", outputs=[picture]),
         new.new_code_cell("assert a", metadata={"tags": ["remove-cell"]}),
-        new.new_markdown_cell("## Exercises"),
+        new.new_markdown_cell("## For the curious"),
         new.new_code_cell("c = 3"),
     ]
     found = minutes.core(new.new_notebook(cells=cells, metadata={"run_seconds": 60}))
@@ -94,7 +97,7 @@ def turns(notebook, *, answers=None):
 
 
 def test_every_check_names_what_is_missing_and_passes_with_the_solution(lesson, capsys):
-    to_fill = edition.fill_in(copy.deepcopy(lesson))
+    to_fill = nbformat.from_dict(course.fill_in(copy.deepcopy(lesson)))
     solutions = [
         found[1]
         for cell in to_fill.cells
@@ -125,22 +128,37 @@ def test_a_stub_keeps_the_docstring_and_nothing_of_the_answer():
     source = (
         'import torch\n\n\ndef f(x: int) -> int:\n    """Twice x."""\n    y = x\n    return 2 * y'
     )
-    assert edition.stub(source) == (
+    assert course.stub(source) == (
         'import torch\n\n\ndef f(x: int) -> int:\n    """Twice x."""\n'
         "    # Your turn: about 2 lines.\n    raise NotImplementedError"
     )
     with pytest.raises(ValueError, match="defines no function"):
-        edition.stub("x = 1")
+        course.stub("x = 1")
 
 
-def test_a_copy_that_is_there_is_left_alone(tmp_path):
-    paths = list(LESSONS.values())[:2]
-    (tmp_path / paths[0].name).write_text("mine")
-    edition.main("complete", tmp_path, paths)
-    assert (tmp_path / paths[0].name).read_text() == "mine"
-    assert read_notebook(tmp_path / paths[1].name).cells == read_notebook(paths[1]).cells
-    with pytest.raises(SystemExit, match="EDITION=all: expected one of fill-in, complete"):
-        edition.main("all", tmp_path, paths)
+def test_a_copy_that_is_there_is_left_alone(tmp_path, monkeypatch):
+    first, second, *_ = LESSONS.values()
+    (tmp_path / first.name).write_text("mine")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("opened"))
+    course.course(tmp_path, "complete", show=False)
+    assert (tmp_path / first.name).read_text() == "mine"
+    assert read_notebook(tmp_path / second.name) == read_notebook(second)
+    assert (tmp_path / "beyond" / "a_real_network.ipynb").exists()
+    with pytest.raises(ValueError, match="edition='all': expected one of fill-in, complete"):
+        course.course(tmp_path / "new", "all", show=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_course_opens_where_the_copies_are(tmp_path, monkeypatch):
+    class Ended:
+        returncode = 3
+
+    opened = []
+    monkeypatch.setattr(subprocess, "run", lambda words, **_: opened.append(words) or Ended)
+    with pytest.raises(typer.Exit) as end:
+        course.course(tmp_path, "fill-in")
+    assert end.value.exit_code == 3
+    assert opened[0][1:] == ["-m", "jupyterlab", "--notebook-dir", str(tmp_path)]
 
 
 # --- what a page shows --------------------------------------------------------------------------
@@ -173,10 +191,15 @@ def test_answers_are_folded_on_the_page(lesson):
     assert all("hide-input" in tags(cell) for cell in code(page) if "your-turn" in tags(cell))
 
 
-def test_what_is_for_the_curious_stands_at_the_end(lesson):
+def test_questions_and_exercises_end_a_notebook(lesson):
+    """After what is for the curious, which the book folds and the decks leave out."""
     heads = [cell.source.splitlines()[0] for cell in lesson.cells if cell.source.startswith("## ")]
     if assemble.CURIOUS in heads:
-        assert heads.index(assemble.CURIOUS) == len(heads) - 1
+        last = ["## Questions"] * ("## Questions" in heads) + ["## Exercises", "## Further reading"]
+        assert heads[heads.index(assemble.CURIOUS) + 1 :] == last
+        left = assemble.without_the_curious(lesson)
+        assert any(cell.source.startswith("## Exercises") for cell in left)
+        assert len(left) <= len(lesson.cells) - 5
         assert any(cell.source == assemble.CURIOUS for cell in lesson.cells)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import nbformat
 import pytest
-from helpers import LESSONS, sphinx_pages, watched
+from helpers import LESSONS, script, sphinx_pages, watched
+
+assemble = script("docs/site/assemble.py")
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +66,7 @@ def test_a_deck_in_a_browser(browser, decks, lesson):
         assert found["scale"] >= 0.75, (k + 1, found)
         assert found["parts"] >= 2, (k + 1, "a title and something below it")
     notebook = nbformat.read(LESSONS[lesson], as_version=4)
-    core = itertools.takewhile(lambda each: each.source != "## For the curious", notebook.cells)
+    core = assemble.without_the_curious(notebook)
     stored = [
         output.metadata[kind]["alt"]
         for cell in core if cell.cell_type == "code" for output in cell.outputs
