@@ -8,11 +8,13 @@
 # make mutations  plant faults in copies of the repository; each must turn a test red (10 minutes)
 # make mutants  change every operator and number of the mathematical modules, one at a time, and list
 #               what no test noticed (an hour on 2 cores; can be stopped and goes on)
+# make trust    measure the numbers of the page of trust again, and write them there (half an hour)
 # make oldest   run the tests with the oldest versions that pyproject.toml declares, in build/oldest
 # make notebooks  execute the notebooks in place, to store fresh outputs (for authors)
 # make homework-release                      the students' version, in build/homework/ (VARIANT=2027: other numbers)
 # make homework-grade SUBMISSIONS=folder     grade a class (GRADE="--roster class.csv --jobs 2 --resume")
 # Another Python: make PYTHON=python3.12 course. Options for JupyterLab: make lab LAB=--no-browser
+# On Linux without a GPU, the first time: make TORCH=cpu course (PyTorch without NVIDIA's libraries)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -23,7 +25,7 @@ EDITION ?= fill-in
 EXECUTE := TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --execute --ExecutePreprocessor.timeout=900 \
 	--ExecutePreprocessor.store_widget_state=False
 
-.PHONY: course check test lab site slides mutations mutants oldest notebooks lint \
+.PHONY: course check test lab site slides mutations mutants trust oldest notebooks lint \
 	homework-release homework-grade
 
 course: $(STAMP)
@@ -54,7 +56,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 lab: $(STAMP)
-	$(BIN)/python docs/nbconvert/edition.py $(EDITION) work $(NOTEBOOKS)
+	$(BIN)/trustml course work --edition $(EDITION) --no-open
 	$(BIN)/jupyter lab --notebook-dir=work $(LAB)
 
 site: $(STAMP)
@@ -74,6 +76,9 @@ mutants: $(STAMP)
 	$(BIN)/python -m pip install -q "mutmut>=3.8"
 	TESTS=fault OMP_NUM_THREADS=1 $(BIN)/python tests/mutations/mutants.py run --max-children 2
 	$(BIN)/python tests/mutations/mutants.py results
+
+trust: $(STAMP)
+	$(BIN)/python docs/site/trust.py faults errors tests
 
 # pip takes the newest versions only; uv can take the oldest.
 oldest:
@@ -99,5 +104,7 @@ $(STAMP): pyproject.toml
 		{ echo "Python 3.11 or newer is needed; try: make PYTHON=python3.12 course"; exit 1; }
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	test -z "$(TORCH)" || $(BIN)/python -m pip install --quiet torch torchvision \
+		--index-url https://download.pytorch.org/whl/$(TORCH)
 	$(BIN)/python -m pip install --quiet --editable '.[dev,homework,docs]'
 	touch $@

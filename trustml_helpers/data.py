@@ -40,20 +40,36 @@ class DataError(RuntimeError):
     """A data file is missing or damaged; the message says how to restore it."""
 
 
+def course_folder() -> Path:
+    """Where the notebooks and the data of the course lie: the repository, or inside the package.
+
+    Raises:
+        DataError: if there are none (the package alone, from a wheel).
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "course", package.parent):  # setup.py puts them into the first
+        if (folder / "notebooks").is_dir() and (folder / "data").is_dir():
+            return folder
+    raise DataError(
+        f"{package} is the package alone, without the notebooks and the data of the course. They "
+        "come with the repository (pip install -e .) and with the source distribution (pip install "
+        "trustml_helpers-VERSION.tar.gz)."
+    )
+
+
 def data_folder() -> Path:
     """The folder ``data/`` of this project, or the one that ``TRUSTML_DATA`` names.
 
     Raises:
-        DataError: if there is no such folder (a package installed without the repository).
+        DataError: if there is no such folder (the package alone, from a wheel).
     """
     named = os.environ.get("TRUSTML_DATA")
-    folder = Path(named) if named else Path(__file__).resolve().parents[1] / "data"
-    if not folder.is_dir():
-        raise DataError(
-            f"no data folder at {folder}. Clone the whole repository and install it with "
-            "`pip install -e .`, or set the environment variable TRUSTML_DATA to its data/ folder."
-        )
-    return folder
+    if named and not Path(named).is_dir():
+        raise DataError(f"TRUSTML_DATA={named!r}: no such folder; name the data/ of the repository")
+    try:
+        return Path(named) if named else course_folder() / "data"
+    except DataError as error:
+        raise DataError(f"{error} Or let TRUSTML_DATA name a data/ folder.") from None
 
 
 @declared(split=one_of("train", "validation", "test"))

@@ -11,12 +11,10 @@ import shutil
 import subprocess
 import sys
 import tomllib
-import zipfile
 from hashlib import sha256
-from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, tracked
 
 import trustml_helpers
 from trustml_helpers import data
@@ -25,13 +23,6 @@ from trustml_helpers._support.arguments import DECLARED
 CONDA_NAMES = {"torch": "pytorch"}
 ONLY_PYPI = {"sphinx-mathjax-offline", "efficientnet-lite-pytorch"}  # pip installs them
 PROGRAMS = sorted((ROOT / "trustml_helpers").rglob("*.py"))
-
-
-def tracked() -> list[Path]:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode != 0:
-        pytest.skip("not a git checkout: the tracked files are not known")
-    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
 def test_environment_and_pyproject_agree():
@@ -95,22 +86,6 @@ def test_the_order_of_imports_is_kept_and_could_be_broken(tmp_path):
     assert " 4 broken" in said()
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_the_whole_package(tmp_path):
-    """An editable install, as here, would not miss a room."""
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "trustml_helpers", tmp_path / "trustml_helpers")
-    words = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([sys.executable, *words, "."], cwd=tmp_path, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        packed = {name for name in archive.namelist() if name.endswith(".py")}
-    programs = [path for path in tracked() if (ROOT / "trustml_helpers") in path.parents]
-    assert packed >= {path.relative_to(ROOT).as_posix() for path in programs}
-    assert len({Path(name).parent for name in packed}) >= 10
-
-
 def test_files_that_settings_name_are_there():
     """A path that finds nothing is silent: mutmut and ruff pass it over."""
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
@@ -155,6 +130,8 @@ def test_repository_stays_small():
         "CITATION.cff",
         "pyproject.toml",
         "environment.yml",
+        "setup.py",
+        "MANIFEST.in",
         "Makefile",
         ".ci",
         ".gitignore",

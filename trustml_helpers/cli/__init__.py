@@ -1,4 +1,4 @@
-"""The command line: train, attack, diagnose, certify, predict, plot, audit; each has a --help."""
+"""The command line: train, attack, diagnose, certify, predict, plot, audit, course; see --help."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from trustml_helpers._support.processes import keep_freed_memory
 from trustml_helpers.checks import HomeworkError
-from trustml_helpers.cli import attack, certify, homework, study, train
+from trustml_helpers.cli import attack, certify, course, homework, study, train
 from trustml_helpers.data import DataError
 from trustml_helpers.models import CheckpointError
 
@@ -22,7 +22,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 _lenient = {"ignore_unknown_options": True, "allow_extra_args": True}
 app.command(epilog=train.EPILOG, context_settings=_lenient)(train.train)
 for _command in (attack.attack, attack.diagnose, certify.certify, certify.predict, certify.plot,
-                 certify.audit):  # fmt: skip
+                 certify.audit, course.course):  # fmt: skip
     app.command()(_command)
 app.add_typer(homework.app, name="homework")
 app.add_typer(study.app, name="study")
