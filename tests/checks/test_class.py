@@ -307,7 +307,7 @@ def test_going_on_keeps_the_rows_of_older_versions(graded, mixed):
 
 def test_points_for_a_row_that_is_not_there_are_refused(graded):
     before, table = read(graded), (graded / "by_hand.csv").read_text()
-    (graded / "by_hand.csv").write_text("student;why;why comment\nlovelace;2,5;good; very\n")
+    (graded / "by_hand.csv").write_text('student;why;why comment\nlovelace;2,5;"good; very"\n')
     with pytest.raises(checks.HomeworkError, match=r"no row 'lovelace' in grades\.csv"):
         checks.enter_points(graded)
     (graded / "by_hand.csv").write_text('student;why;why comment\n11;2,5;"good; very"\n')

@@ -82,7 +82,7 @@ def test_all_labels_lost_and_every_answer_is_found(ids):
     found = labels.restore(notebook, BLANK)
     assert as_released(notebook, found)
     (note,) = found.notes
-    assert note.startswith("labels were lost and found again: linear-attack, linear-attack-check")
+    assert note == f"labels were lost and found again: {len(labels.released_cells(BLANK))} cells"
 
 
 @pytest.mark.parametrize("name", ANSWERS)

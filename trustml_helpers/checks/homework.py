@@ -416,8 +416,8 @@ def _free_loss(
     return (loss + F.cross_entropy(network(x), y)) / 2 if fault == "mixed" else loss, seen
 
 
-def _right() -> dict[str, Answer]:
-    """Right answers to what other tasks build on; inner functions, which an answer may call."""
+def _right(name: str) -> dict[str, Answer]:
+    """A right answer to what a later task builds on; an inner function, which answers may call."""
 
     def linear_attack(w: Tensor, b: float, x: Tensor, y: Tensor, eps: float, norm: str) -> Tensor:
         return x - eps * y[:, None] * (w.sign() if norm == "linf" else w / w.norm())
@@ -430,10 +430,10 @@ def _right() -> dict[str, Answer]:
         )
         return float(p_a) if k > 0 else 0.0, float(p_b) if rival < n else 1.0
 
-    return {"linear_attack": linear_attack, "shared_bounds": shared_bounds}
+    return {name: {"linear_attack": linear_attack, "shared_bounds": shared_bounds}[name]}
 
 
-@partial(check, builds_on=_right())
+@partial(check, builds_on=_right("linear_attack"))
 def danskin_gradient_l2(answer: Answer, case: Cases, generator: torch.Generator) -> None:
     """Danskin's gradient with an l2 ball, ``(w, b, x, y, eps) -> gradient``."""
     danskin(answer, case, generator, "l2")
@@ -572,7 +572,7 @@ def _rows_agree(found: Any, expected: Tensor, n: int) -> None:
         counts_agree(row, right, n)
 
 
-@partial(check, builds_on=_right())
+@partial(check, builds_on=_right("shared_bounds"))
 def certify_two_class(answer: Answer, case: Cases, generator: torch.Generator) -> None:
     """CERTIFY with a bound for each rival, ``(sample, n0, n, alpha, sigma) -> (class, radius)``."""
     n0, n = 50, whole(generator, 800, 1200)

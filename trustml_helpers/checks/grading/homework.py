@@ -8,6 +8,7 @@ in a text, or in the cell that is tagged ``numbers``.
 from __future__ import annotations
 
 import copy
+import csv
 import os
 import random
 import re
@@ -149,18 +150,24 @@ def table_of(path: Path) -> pd.DataFrame:
     """A table of texts, as spreadsheets save it: with commas or semicolons, and a byte-order mark.
 
     Raises:
-        HomeworkError: if it is none, or not in UTF-8.
+        HomeworkError: if it is none, not in UTF-8, or a line has another number of fields.
     """
     import pandas as pd
 
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
-        between = ";" if first.count(";") > first.count(",") else ","
-        return pd.read_csv(path, sep=between, dtype=str, keep_default_na=False,
-                           encoding="utf-8-sig")  # fmt: skip
-    except ValueError as error:  # those of pandas and of Unicode, too
+            file.seek(0)
+            between = ";" if first.count(";") > first.count(",") else ","
+            head, *lines = (line for line in csv.reader(file, delimiter=between) if line)
+    except (ValueError, csv.Error) as error:  # that of Unicode, too
         raise HomeworkError(f"{path}: no CSV in UTF-8 ({error})") from error
+    for line in lines:
+        if len(line) != len(head):
+            raise HomeworkError(f"{path}: the line of {line[0]!r} has {len(line)} fields, the "
+                                f"first one {len(head)}: put a text with {between!r} in it between "
+                                "quotation marks")  # fmt: skip
+    return pd.DataFrame(lines, columns=head, dtype=str)
 
 
 # --- writing numbers ------------------------------------------------------------------------------
