@@ -18,6 +18,7 @@ import nbformat
 from trustml_helpers import checks
 
 ROOT = Path(__file__).resolve().parents[2]
+LECTURERS = ("teaching.md", "homework.md", "server.md")  # pages for those who teach
 CURIOUS = "## For the curious"  # what stands there is beyond the time that the notebook states
 
 
@@ -77,16 +78,34 @@ def laid_out(path: Path) -> nbformat.NotebookNode:
     return static(folded(readable(nbformat.read(path, as_version=4))))
 
 
+def for_the_book(path: Path) -> str:
+    """A page of the repository: what it links to beside the book is named, not linked."""
+
+    def link(found: re.Match[str]) -> str:
+        target = (path.parent / found[2]).resolve()
+        inside = target.parent == Path(__file__).parent or target.name in LECTURERS
+        return found[0].replace("../site/", "../") if inside else found[1]
+
+    text = path.read_text(encoding="utf-8")
+    return re.sub(r"\[([^\]]+)\]\((?!https?:)([^)#\s]+)\)", link, text)
+
+
 def main(out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(Path(__file__).parent, out, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "docs" / "pictures", out / "pictures")
     shutil.copy(ROOT / "data/images/toaster.jpg", out / "pictures")
+    (out / "instructor").mkdir()
+    for name in LECTURERS:
+        (out / "instructor" / name).write_text(for_the_book(ROOT / "docs/instructor" / name))
+    page = out / "install.md"
+    page.write_text(page.read_text().replace("(../instructor/", "(instructor/"))
     released = checks.release(out / "release")
     lessons = sorted((ROOT / "notebooks").glob("0*.ipynb"))
     beyond = sorted((ROOT / "notebooks/beyond").glob("*.ipynb"))
     (out / "notebooks/beyond").mkdir(parents=True)
     paths = [*lessons, *beyond, released.with_suffix(".ipynb")]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # several kernels at once
     cores, fresh = min(4, os.cpu_count() or 1), multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(cores, mp_context=fresh) as pool:  # explorers take a while
         for path, page in zip(paths, pool.map(laid_out, paths), strict=True):

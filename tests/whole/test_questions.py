@@ -48,6 +48,17 @@ def test_the_right_answer_is_not_always_at_the_same_place():
     assert all(right.count(letter) <= 13 for letter in "ABC")
 
 
+def test_the_right_answer_is_not_told_by_its_length():
+    """Of the answers in words the right one is the longest about as often as by chance."""
+    longest = []
+    for cell in (cell for lesson in LESSONS for cell in questions(lesson)):
+        choice, about = options(cell)[0], cell.metadata["question"]
+        if "value" not in about:
+            longest.append(max(choice, key=lambda one: len(choice[one])) == about["answer"])
+    assert len(longest) >= 14
+    assert sum(longest) <= len(longest) / 3
+
+
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_every_number_is_computed_again(lesson):
     """The right option is the value to its last digit, and no wrong one is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -10,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from helpers import BEYOND, LESSONS, ROOT, sphinx_pages, watched
+from helpers import BEYOND, LESSONS, ROOT, read_notebook, sphinx_pages, watched
 from nbconvert import HTMLExporter
 
 pytestmark = pytest.mark.slow
@@ -130,6 +131,31 @@ def test_the_search_finds_a_word(browser, pages):
     assert not bad
 
 
+def test_the_search_knows_every_section(site, pages):
+    """Sphinx lists every heading with the page and the place that it leads to."""
+    index = (site / "searchindex.js").read_text(encoding="utf-8")
+    titles = json.loads(index.removeprefix("Search.setIndex(").rstrip(";)\n"))["alltitles"]
+    known = {(title, place) for title, places in titles.items() for _, place in places}
+    count = 0
+    for name, path in (LESSONS | BEYOND).items():
+        page = pages[f"notebooks/{name}.html"].read_text(encoding="utf-8")
+        sections = re.findall(r'<section id="([^"]+)">\s*<h[23]', page)
+        headings = re.findall(r"^#{2,3} ", "\n".join(
+            cell.source for cell in read_notebook(path).cells if cell.cell_type == "markdown"
+        ), flags=re.MULTILINE)  # fmt: skip
+        assert len(sections) >= len(headings) > 5
+        assert set(sections) <= {place for _, place in known}, name
+        count += len(sections)
+    assert count > 100
+
+
+def test_the_plan_of_a_lecture_prints_on_two_sides(browser, pages):
+    page = watched(browser, [])
+    page.goto(pages["instructor/teaching.html"].as_uri())
+    printed = page.pdf(format="A4")
+    assert len(re.findall(rb"/Type\s*/Page\b", printed)) == 2
+
+
 EXPLORERS = [name for name, path in (LESSONS | BEYOND).items() if '"page": {' in path.read_text()]
 
 
@@ -206,6 +232,9 @@ def test_no_violation_of_accessibility(browser, pages):
         "trust",
         "package",
         "compare",
+        "install",
+        "instructor/teaching",
+        "instructor/server",
         "notebooks/hw1",
         *(f"notebooks/{each}" for each in [*LESSONS, *BEYOND]),
     ):
