@@ -78,6 +78,12 @@ def test_the_book_is_whole(pages):
     ].read_text(encoding="utf-8")  # fmt: skip
 
 
+# Dollars that are read as such: a formula that was not seen as one.
+STRAY = """[...document.querySelectorAll("article *")].flatMap(e =>
+  e.closest("code, pre, script, style, mjx-container, .explorer") ? [] :
+  [...e.childNodes].filter(n => n.nodeType === 3 && n.data.includes("$")).map(n => n.data))"""
+
+
 def test_every_page_in_a_browser(browser, pages):
     """No error, no missing picture, every picture with words, every formula rendered."""
     formulas = {}
@@ -97,7 +103,7 @@ def test_every_page_in_a_browser(browser, pages):
         done = page.locator("article mjx-container").count()
         assert page.locator("[data-mml-node='merror']").count() == 0, name
         assert done >= raw, name
-        assert page.locator("article table", has_text="$").count() == 0, name
+        assert not page.evaluate(STRAY), (name, page.evaluate(STRAY))
         formulas[name] = done
         page.close()
     assert all(formulas[f"notebooks/{lesson}.html"] > 5 for lesson in [*LESSONS, *BEYOND])
