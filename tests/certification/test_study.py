@@ -155,10 +155,12 @@ def test_steps_train_what_does_not_ship_and_choose_on_validation_images():
     assert again[1].output == Path("out/macer_0.5_seed1_n10000.tsv")
     with pytest.raises(ValueError, match="n=5: even 5 equal votes certify nothing"):
         plan.steps(Path("out"), methods=["macer"], n=5)
-    (first, *_) = plan.steps(Path("out"), methods=["cat_rs"], sigmas=[1.0], prefix="night_")
-    assert first.words[2:4] == ["--recipe", "night_cat_rs"]
-    with pytest.raises(ValueError, match="no recipe night_macer; there are recipes for smoothadv"):
-        plan.steps(Path("out"), methods=["macer"], prefix="night_")
+    night = plan.steps(Path("out"), methods=["night"], sigmas=[2.0])
+    assert night[0].words[:4] == ["train", "mnist_lenet_night_2.0", "--recipe",
+                                  "night_smoothadv_consistency"]  # fmt: skip
+    assert night[2].output == Path("out/night_2.0_n10000.tsv")
+    with pytest.raises(ValueError, match="no recipe easy; there are recipes for gaussian, stabil"):
+        plan.steps(Path("out"), methods=["easy"], prefix="")
 
 
 @pytest.fixture

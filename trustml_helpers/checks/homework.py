@@ -430,7 +430,8 @@ def _right(name: str) -> dict[str, Answer]:
         )
         return float(p_a) if k > 0 else 0.0, float(p_b) if rival < n else 1.0
 
-    return {name: {"linear_attack": linear_attack, "shared_bounds": shared_bounds}[name]}
+    right: dict[str, Answer] = {"linear_attack": linear_attack, "shared_bounds": shared_bounds}
+    return {name: right[name]}
 
 
 @partial(check, builds_on=_right("linear_attack"))

@@ -17,7 +17,8 @@ from trustml_helpers.smoothing import enough
 from trustml_helpers.training import RECIPES
 
 SIGMAS = (0.25, 0.5, 1.0)
-NAMED = ("smoothmix", "cat_rs", "easy")  # are part of a study only where they are named
+# Are part of a study only where they are named.
+NAMED = ("smoothmix", "cat_rs", "easy", "night")
 METHODS = tuple(name for name in METHOD_NAMES if name not in NAMED)
 TEST = 10_000  # images
 ALPHA = 0.001  # of certify, where nothing else is said
@@ -67,7 +68,8 @@ def steps(
             ``folder / "checkpoints"``.
         methods, sigmas: which networks; each is certified under the noise it was trained with.
         n, every, seed: samples per image, which test images, the seed of training and noise.
-        prefix: of the recipe: ``"quick_"``, ``"night_"``, or ``""`` for the published settings.
+        prefix: of the recipe: ``"quick_"``, or ``""`` for the published settings. The method
+            "night" has a recipe of its own, ``night_smoothadv_consistency``.
         execution: further options of every ``certify``, such as ``["--dtype", "bfloat16"]``.
 
     Raises:
@@ -78,11 +80,13 @@ def steps(
     'train mnist_lenet_macer_0.5 --recipe quick_macer --sigma'
     """
     enough(n, ALPHA, "two_class")  # certify would refuse it after hours of training
+    recipes = {name: f"{prefix}{name}" for name in METHOD_NAMES}
+    recipes["night"] = "night_smoothadv_consistency"
     methods = tuple(methods)
     for method in methods:
-        if f"{prefix}{method}" not in RECIPES:
-            has = [name for name in METHOD_NAMES if f"{prefix}{name}" in RECIPES]
-            raise ValueError(f"method={method!r}: no recipe {prefix}{method}; there are recipes "
+        if recipes[method] not in RECIPES:
+            has = [name for name, recipe in recipes.items() if recipe in RECIPES]
+            raise ValueError(f"method={method!r}: no recipe {recipes[method]}; there are recipes "
                              f"for {', '.join(has)}")  # fmt: skip
     rows, found = len(range(0, TEST, every)), []
     how = ["--bound", "two_class", "--seed", str(seed), *execution]
@@ -105,7 +109,7 @@ def steps(
             for log, expected, which in logs
         )
         if not ships:
-            words = ["train", name, "--recipe", f"{prefix}{method}", "--sigma", str(sigma),
+            words = ["train", name, "--recipe", recipes[method], "--sigma", str(sigma),
                      "--seed", str(seed), "--out", str(made.parent)]  # fmt: skip
             found.append(Step(words, made, serves=serves))
         found += serves

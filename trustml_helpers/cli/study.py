@@ -39,9 +39,6 @@ def mnist(
     published: Annotated[
         bool, option("Train by the papers' settings: days on a CPU.", "--published")
     ] = False,
-    night: Annotated[
-        bool, option("Train by the recipes of a night; smoothadv_consistency, cat_rs.", "--night")
-    ] = False,
     fast: Annotated[bool, option("Certify in bfloat16, compiled.", "--fast/--float32")] = True,
     dry_run: Annotated[bool, option("Print the commands only.", "--dry-run")] = False,
 ) -> None:
@@ -52,7 +49,7 @@ def mnist(
     """
     folder = out or data_folder() / "results" / "mnist_study"
     how = ["--dtype", "bfloat16", "--compile", "--layout", "channels_last", "--batch-size", "256"]
-    prefix = "" if published else "night_" if night else "quick_"
+    prefix = "" if published else "quick_"
     steps = plan.steps(
         folder, methods=method or plan.METHODS, sigmas=sigma or plan.SIGMAS, n=n, every=every,
         seed=seed, prefix=prefix, execution=how if fast else (),

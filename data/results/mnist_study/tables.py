@@ -88,7 +88,8 @@ def against_published(table: pd.DataFrame) -> str:
         sigma, name = row["sigma"], METHOD_NAMES[row["method"]]
         ours = scores(HOME / f"{row['method']}_{sigma}_n100000.tsv")
         same = {}
-        for heading, method in (("same method", name), ("best published", best[sigma][1])):
+        same_method = name.removesuffix(", a night")
+        for heading, method in (("same method", same_method), ("best published", best[sigma][1])):
             known = theirs[(theirs.sigma == sigma) & (theirs.method == method)].radius.to_numpy()
             if len(known):
                 same[heading] = f"{known.mean():.4f}, {gain(ours, known)}"
