@@ -222,7 +222,7 @@ def _code(value: Any) -> str:
 
 
 def _words(value: Any) -> str:
-    return f"{value:,}".replace(",", "{,}") if isinstance(value, int) and value >= 10_000 else (
+    return f"{value:,}" if isinstance(value, int) and value >= 10_000 else (
         f"{value:g}" if isinstance(value, float | int) else str(value)
     )  # fmt: skip
 
