@@ -241,6 +241,14 @@ def test_a_mistake_in_an_earlier_task_costs_nothing_in_this_one(task, earlier, m
     assert earlier not in space
 
 
+def test_the_right_answer_that_a_check_lends_is_nobodys_own(capsys):
+    right = homework_checks._right("linear_attack")["linear_attack"]
+    for answer in (right, lambda *given: right(*given)):
+        assert checks.score(6, checks.linear_attack, answer, seed=3) == 0
+        assert "calls trustml_helpers.checks._right" in capsys.readouterr().out
+    assert not harness._LENT
+
+
 def test_what_goes_wrong_before_all_cases_is_told_in_each():
     case = harness.Cases("task")
     with case.before_all():

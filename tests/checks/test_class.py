@@ -179,11 +179,14 @@ def test_points_for_an_older_text_are_flagged_and_one_student_is_graded_alone(
     new = tmp_path / "again"
     tiny.put(tiny.answered(blank, why="Quite another answer."), new / "11.ipynb")
     roster = mixed.parent / "roster.csv"
-    name = ["Ada Lovelace"]
+    name = ["ada lovelace"]
     table = checks.grade(new, graded, roster=roster, only=name, **LIMITS).set_index("student")
     assert "why: its points were given for an older text" in table.loc["11", "notes"]
     assert table.loc["11", "points"] == 13.5
     assert "given for an older text" in (graded / "written.html").read_text()
+    page = (graded / "feedback" / "11.html").read_text()  # new, and what a person gave is on it
+    assert "Good, " in page
+    assert "hw1 (Score: 13.5 / 15.0)" in page
     others = [one for one in table.index if one not in ("11",)]
     assert table.loc[others, "status"].to_dict() == before.loc[others, "status"].to_dict()
     assert not [one for one in table.index if one.startswith("11 (")]  # the version of before
@@ -313,6 +316,15 @@ def test_points_for_a_row_that_is_not_there_are_refused(graded):
     (graded / "by_hand.csv").write_text('student;why;why comment\n11;2,5;"good; very"\n')
     assert checks.enter_points(graded).set_index("student").loc["11", "why"] == 2.5
     assert "good; very" in (graded / "by_hand.csv").read_text()
+    # Who was not graded has no points, whatever a slipped line says.
+    (graded / "by_hand.csv").write_text("student,why,why comment\n17,5,\n12,1,<b>odd</b>\n")
+    found = checks.enter_points(graded).set_index("student")
+    assert pd.isna(found.loc["17", "points"])
+    assert "why: points were given, but nothing is written" in found.loc["12", "notes"]
+    moodle = pd.read_csv(graded / "grades_moodle.csv", dtype=str).set_index("ID number")
+    assert "17" not in moodle.index
+    assert moodle.loc["12", "Feedback comments"] == "why: &lt;b&gt;odd&lt;/b&gt;"
+    assert "<b>odd" not in (graded / "feedback" / "12.html").read_text()
     (graded / "by_hand.csv").write_text(table)
     checks.enter_points(graded)
     pd.testing.assert_frame_equal(read(graded), before)

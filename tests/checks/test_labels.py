@@ -85,6 +85,19 @@ def test_all_labels_lost_and_every_answer_is_found(ids):
     assert note == f"labels were lost and found again: {len(labels.released_cells(BLANK))} cells"
 
 
+@pytest.mark.parametrize("name", labels.written(BLANK))
+def test_an_answer_written_below_its_cell_is_found(name):
+    """A student may add cells, and some write beside the cell that is meant."""
+    notebook = solved()
+    cell = labels.released_cells(notebook)[name]
+    cell.source = labels.released_cells(BLANK)[name].source
+    at = labels._index(notebook, cell)
+    notebook.cells.insert(at + 1, nbformat.v4.new_markdown_cell("Since delta is the maximiser."))
+    found = labels.restore(notebook, BLANK)
+    assert labels.answered(found, BLANK)[name] == "Since delta is the maximiser."
+    assert found.notes == [f"{name}: blank, the text beside it was taken"]
+
+
 @pytest.mark.parametrize("name", ANSWERS)
 def test_one_label_lost(name):
     notebook = without(solved(), name)

@@ -509,7 +509,7 @@ def _bounds_agree(p_a: float, p_b: float, counts: list[int], top: int, alpha: fl
     below = {what: pair[0] for what, pair in parts.items()} | {
         f"p_a: {what}": value for what, value in bound_faults(counts[top], n, alpha / 2).items()
     }
-    above = {what: pair[1] for what, pair in parts.items()} | {
+    above = {f"p_b alone: {what}": pair[1] for what, pair in parts.items()} | {
         "top itself is among the rivals: the largest bound of the other classes is asked for":
             _pair(counts, top, alpha, "top among")[1],
         "p_b belongs to the weakest rival: the largest bound of the others counts":

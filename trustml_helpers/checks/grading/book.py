@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trustml_helpers._support.files import replace_file
 from trustml_helpers.checks.grading import labels
 from trustml_helpers.checks.grading.homework import HomeworkError, table_of
-from trustml_helpers.checks.grading.run import GRADED, LOST, Row
+from trustml_helpers.checks.grading.run import GRADED, Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,20 +132,27 @@ def table(rows: dict[str, Row], given: ByHand, blank: Any) -> pd.DataFrame:
     for row in rows.values():
         own = given.get(row.student, {}) if not row.of else {}
         own = {name: one for name, one in own.items() if one.points is not None}
-        known = row.status == GRADED or (own and not row.status.startswith(LOST))
-        score = {name: row.points.get(name, 0.0) for name in points}
-        score |= {name: one.points or 0.0 for name, one in own.items()}
+        known = row.status == GRADED
         waiting = [name for name in written if name in row.written and name not in own]
         notes = row.notes + [
             f"{name}: its points were given for an older text"
             for name, one in own.items()
             if one.read and one.read != digest_of(row.written.get(name, ""))
+        ] + [
+            f"{name}: points were given, but nothing is written"
+            for name, one in own.items() if known and one.points and name not in row.written
         ]  # fmt: skip
+        # What nobody has read yet has no points, which is not the same as 0.
+        score: dict[str, float | None] = {
+            name: None if name in waiting else row.points.get(name, 0.0) for name in points
+        }
+        score |= {name: one.points for name, one in own.items()}
         line: dict[str, Any] = {"student": row.student}
         if named:
             line |= {"name": row.name, "email": row.email}
         line |= {
-            "status": row.status, "points": round(sum(score.values()), 2) if known else None,
+            "status": row.status,
+            "points": round(sum(one or 0.0 for one in score.values()), 2) if known else None,
             "of": sum(points.values()),
             "by_hand_open": sum(points[name] for name in waiting) if not row.of else 0,
             "seconds": row.seconds, "notes": "; ".join(notes),
@@ -173,7 +181,8 @@ def export(whole: pd.DataFrame, rows: dict[str, Row], given: ByHand, out: Path) 
         if row.of or stranger or pd.isna(line["points"]):
             continue
         points, name = f"{line['points']:g}", row.name or row.student
-        comments = [f"{task}: {one.comment}" for task, one in own.items() if one.comment]
+        comments = [f"{task}: {html.escape(one.comment, quote=False)}"
+                    for task, one in own.items() if one.comment]  # fmt: skip
         canvas.append({
             "Student": name, "ID": row.canvas, "SIS User ID": "" if row.canvas else row.student,
             "SIS Login ID": row.email, "Section": "", TITLE: points,

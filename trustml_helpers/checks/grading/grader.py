@@ -79,7 +79,8 @@ def grade(
         # Points that name no text were for the answers of the last run, not for those to come.
         _given(out, load_rows(out / "rows"), blank)
         release = "".join(cell.source for cell in blank.cells)
-        _run_all(found, blank, release, out, limits, jobs, resume=resume)
+        new = _run_all(found, blank, release, out, limits, jobs, resume=resume)
+        _show_points(out, blank, new)
         return _written_out(out, blank)
 
 
@@ -99,9 +100,7 @@ def enter_points(out: Path) -> pd.DataFrame:
         raise HomeworkError(f"{out / 'by_hand.csv'}: no row {strangers[0]!r} in grades.csv; its "
                             "column student names the rows")  # fmt: skip
     with _alone(out):
-        for student, own in tqdm(given.items(), desc="pages"):
-            if student in rows and own:
-                show_points(rows[student], out, {n: (g.points, g.comment) for n, g in own.items()})
+        _show_points(out, blank, rows)
         return _written_out(out, blank)
 
 
@@ -151,14 +150,15 @@ def _chosen(
 ) -> list[Submission]:  # fmt: skip
     """The rows of those who are named, by any of their names."""
     names = {
-        one.student: {one.student, *((one.person and (one.person.name, one.person.email)) or ())}
+        one.student: [one.student, *((one.person.name, one.person.email) if one.person else ())]
         for one in found
-    }  # fmt: skip
-    wanted = [each for each in only if not any(each in own for own in names.values())]
-    if wanted:
-        raise HomeworkError(f"only={sorted(wanted)}: no such row in {folder}; there are "
-                            + ", ".join(list(names)[:20]))  # fmt: skip
-    return [one for one in found if names[one.of or one.student] & set(only)]
+    }
+    known = {who: {name.casefold() for name in own} for who, own in names.items()}
+    asked = {each.casefold(): each for each in only}
+    if wanted := sorted(asked[each] for each in asked.keys() - set().union(*known.values())):
+        there = "; ".join(" ".join(filter(None, own[:2])) for own in list(names.values())[:20])
+        raise HomeworkError(f"only={wanted}: no such row in {folder}; there are {there}")
+    return [one for one in found if known[one.of or one.student] & set(asked)]
 
 
 @contextmanager
@@ -188,25 +188,41 @@ def _given(out: Path, rows: dict[str, Row], blank: Any) -> book.ByHand:
     return given
 
 
+def _show_points(out: Path, blank: Any, students: Collection[str]) -> None:
+    """Points and comments of a person on the pages of these students."""
+    rows, given = (
+        load_rows(out / "rows"),
+        book.read_by_hand(out / "by_hand.csv", book.maxima(blank)[0]),
+    )
+    some = {who: own for who, own in given.items() if own and who in students}
+    for who, own in tqdm(some.items(), desc="pages", disable=not some):
+        show_points(rows[who], out, {n: (g.points, g.comment) for n, g in own.items()})
+
+
 def _run_all(
     found: list[Submission], blank: Any, release: str, out: Path, limits: contain.Limits, jobs: int,
     *, resume: bool,
-) -> None:  # fmt: skip
-    """Grade what is to be graded; each row is on disk as soon as it is known."""
+) -> list[str]:  # fmt: skip
+    """Grade what is to be graded, and say who; each row is on disk as soon as it is known."""
     rows, known = out / "rows", load_rows(out / "rows")
     students = {one.student for one in found}
     for row in known.values():  # older versions of those who are graded again
         if row.of in students and row.student not in students:
             (rows / f"{row.student}.json").unlink()
     waiting: list[tuple[Row, Path]] = []
+    changed = 0
     for one in found:
         row = begin(one, release)
         if resume and row.key and one.student in known and known[one.student].key == row.key:
             continue
+        changed += bool(row.key and one.student in known and known[one.student].key)
         if one.path is None or row.status:
             row.save(rows)
         else:
             waiting.append((row, one.path))
+    if resume and changed:
+        print(f"note: graded again, since the file or the homework is another: {changed}",
+              file=sys.stderr)  # fmt: skip
     for said in contain.unlimited() if waiting else []:
         print(f"note: {said}", file=sys.stderr)
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(waiting), desc="graded") as bar:
@@ -221,6 +237,7 @@ def _run_all(
             contain.stop_all()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return [row.student for row, _ in waiting]
 
 
 def _written_out(out: Path, blank: Any) -> pd.DataFrame:

@@ -161,7 +161,8 @@ def table_of(path: Path) -> pd.DataFrame:
             between = ";" if first.count(";") > first.count(",") else ","
             head, *lines = (line for line in csv.reader(file, delimiter=between) if line)
     except (ValueError, csv.Error) as error:  # that of Unicode, too
-        raise HomeworkError(f"{path}: no CSV in UTF-8 ({error})") from error
+        raise HomeworkError(f"{path}: no CSV in UTF-8 ({error}). In Excel: Save as, CSV UTF-8"
+                            ) from error  # fmt: skip
     for line in lines:
         if len(line) != len(head):
             raise HomeworkError(f"{path}: the line of {line[0]!r} has {len(line)} fields, the "

@@ -110,6 +110,7 @@ def restore(notebook: Any, blank: Any, *, guess: bool = False) -> Matching:
     found.notes = changes_to_the_checks(notebook)
     _by_label(notebook, released, found)
     kept = set(found.place)
+    _text_below(notebook, blank, found)
     for name, cell in released.items():
         if name not in found.place and not is_answer(cell):
             _take(found, name, _same_text(notebook, cell, found))
@@ -263,6 +264,24 @@ def _answer_in_words(
     if free:
         found.lost.append(name)
     return None
+
+
+def _text_below(notebook: Any, blank: Any, found: Matching) -> None:
+    """A written answer left blank, with text in cells of its own beside it, is that text."""
+    released, texts = released_cells(blank), {squeezed(cell.source) for cell in blank.cells}
+    for name in written(blank):
+        own = found.place.get(name)
+        if own is None or squeezed(own.source) != squeezed(released[name].source):
+            continue
+        near = [
+            cell
+            for cell in _between(notebook, blank, released[name], found)
+            if cell.cell_type == "markdown" and squeezed(cell.source) not in texts | {""}
+        ]
+        if near:
+            own.source = "\n\n".join(cell.source for cell in near)
+            notebook.cells = [cell for cell in notebook.cells if not _among(cell, near)]
+            found.notes.append(f"{name}: blank, the text beside it was taken")
 
 
 def _among(cell: Any, cells: list[Any]) -> bool:

@@ -163,7 +163,7 @@ def messages(said: str) -> set[str]:
 def summary(table: pd.DataFrame, tasks: pd.DataFrame) -> str:
     """Distribution of points, tasks with their commonest mistake, time per submission; no names."""
     graded = table[table["status"] == GRADED]
-    states = collections.Counter(re.split("[:,]", str(one))[0] for one in table["status"])
+    states = collections.Counter(re.split("[:,]| by ", str(one))[0] for one in table["status"])
     body = "<p>" + ", ".join(f"{n} {html.escape(state)}" for state, n in states.items()) + ".</p>"
     if len(graded):
         most = float(graded["of"].iloc[0])
@@ -192,7 +192,8 @@ def similar(rows: dict[str, Row], blank: Any) -> str:
     released = [cell.source for cell in blank.cells if cell.cell_type == "code"]
     pairs = similarity.similar(codes, released)
     body = ("<p>Names, comments, spacing and the order of cells do not count here, nor what was "
-            "released or what many share. Short tasks have few solutions: read before you ask.</p>"
+            "released or what a third of the class shares. Short tasks have few solutions: read "
+            "before you ask.</p>"
             )  # fmt: skip
     body += pairs.to_html(index=False, border=0) if len(pairs) else "<p>No pair.</p>"
     for first, second in zip(pairs["first"][:30], pairs["second"][:30], strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import re
 import shutil
@@ -155,7 +156,7 @@ def show_points(row: Row, out: Path, given: dict[str, tuple[float | None, str]])
                 grade.manual_score, grade.needs_manual_grade = given[grade.name][0], False
         for comment in submission.comments:
             if comment.name in given:
-                comment.manual_comment = given[comment.name][1] or None
+                comment.manual_comment = html.escape(given[comment.name][1], quote=False) or None
         book.db.commit()
     page = out / "feedback" / f"{row.student}.html"
     _feedback(course, out / "logs" / f"{row.student}.log", page)
