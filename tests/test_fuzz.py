@@ -483,7 +483,8 @@ NOT_HERE = {
                 "log_mean_softmax", "threat"},
     "bounds": {"at_most_n"},
     "certification": {"noise_generator"},
-    "data": {"data_folder", "load_groups", "load_mnist", "load_photo", "load_photos",
+    "data": {"course_folder", "data_folder",
+             "load_groups", "load_mnist", "load_photo", "load_photos",
              "torchvision_dataset", "train_validation_split"},  # test_data.py
     "figures": {"answers", "bars", "by_sigma", "certified_ball", "danskin", "loss_surface",
                 "norm_balls", "perturbations", "plane", "regions", "rungs", "sandwich",

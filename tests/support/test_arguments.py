@@ -417,7 +417,8 @@ UNDECLARED = {
         "certification.summarise"},
     "no arguments, or a network, a tensor or numbers that are looked at as they are": {
         "attacks.columns", "attacks.given_or_fresh", "attacks.is_fooled",
-        "attacks.log_mean_softmax", "certification.fingerprint", "data.data_folder",
+        "attacks.log_mean_softmax", "certification.fingerprint",
+        "data.course_folder", "data.data_folder",
         "data.load_groups", "data.load_photos",
         "models.AblationCNN.forward",
         "models.available", "models.checkpoint_folder", "robustness.progress_bar",

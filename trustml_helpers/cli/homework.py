@@ -100,8 +100,8 @@ def numbers() -> None:
 
 def _say(table: pd.DataFrame, out: Path) -> None:
     shown = table[["student", "status", "points", "by_hand_open", "notes"]]
-    width = max(20, (shutil.get_terminal_size().columns - 40) // 2)
-    typer.echo(shown.to_string(index=False, na_rep="", max_colwidth=width))
+    notes = shown["notes"].str.slice(0, max(20, shutil.get_terminal_size().columns // 2))
+    typer.echo(shown.assign(notes=notes).to_string(index=False, na_rep=""))
     waiting = int((table["by_hand_open"] > 0).sum())
     typer.echo(f"wrote {out / 'grades.csv'}, grades_canvas.csv, grades_moodle.csv, feedback/")
     if waiting:
