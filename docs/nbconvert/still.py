@@ -1,7 +1,7 @@
 """Make a fresh run fit to be stored: without views that need a kernel, with its length in seconds.
 
 JupyterLab reports a widget without its kernel as lost; its words stay. The cells of the core path
-(before "For the curious") give the metadata run_seconds, on which docs/minutes.py reckons.
+(as docs/minutes.py has it) give the metadata run_seconds, on which it reckons.
 
 Usage: python docs/nbconvert/still.py notebooks/0*.ipynb
 """
@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime
+from pathlib import Path
 
 import nbformat
+
+sys.path.append(str(Path(__file__).parents[1]))
+from minutes import core_cells
 
 
 def _seconds(cell: nbformat.NotebookNode) -> float:
@@ -23,11 +27,9 @@ def _seconds(cell: nbformat.NotebookNode) -> float:
 
 
 def still(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    run, core = 0.0, True
+    run, core = 0.0, {id(cell) for cell in core_cells(notebook)}
     for cell in notebook.cells:
-        core = core and not cell.source.startswith(("## For the curious", "## Exercises"))
-        seconds = _seconds(cell)
-        run += seconds * core
+        run += _seconds(cell) * (id(cell) in core)
         for output in cell.get("outputs", []):
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     if run:

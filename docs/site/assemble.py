@@ -18,7 +18,11 @@ import nbformat
 from trustml_helpers import checks
 
 ROOT = Path(__file__).resolve().parents[2]
-LECTURERS = ("teaching.md", "homework.md", "server.md")  # pages for those who teach
+# Pages in the book, by where they lie: its own, and some for those who teach.
+PAGES = {path: path.name for path in sorted(Path(__file__).resolve().parent.glob("*.md"))} | {
+    ROOT / "docs/instructor" / name: f"instructor/{name}"
+    for name in ("teaching.md", "homework.md", "server.md")
+}
 CURIOUS = "## For the curious"  # what stands there is beyond the time that the notebook states
 
 
@@ -79,13 +83,15 @@ def laid_out(path: Path) -> nbformat.NotebookNode:
 
 
 def for_the_book(path: Path) -> str:
-    """A page of the repository: what it links to beside the book is named, not linked."""
+    """A page with its links as they lead in the book; what is not in it is named, not linked."""
 
     def link(found: re.Match[str]) -> str:
         target = (path.parent / found[2]).resolve()
-        inside = target.parent == Path(__file__).parent or target.name in LECTURERS
-        return found[0].replace("../site/", "../") if inside else found[1]
+        if target in PAGES:
+            return f"[{found[1]}]({os.path.relpath(PAGES[target], home)})"
+        return found[1] if target.exists() else found[0]  # pages write some as they are in the book
 
+    home = Path(PAGES[path]).parent
     text = path.read_text(encoding="utf-8")
     return re.sub(r"\[([^\]]+)\]\((?!https?:)([^)#\s]+)\)", link, text)
 
@@ -96,10 +102,8 @@ def main(out: Path) -> None:
     shutil.copytree(ROOT / "docs" / "pictures", out / "pictures")
     shutil.copy(ROOT / "data/images/toaster.jpg", out / "pictures")
     (out / "instructor").mkdir()
-    for name in LECTURERS:
-        (out / "instructor" / name).write_text(for_the_book(ROOT / "docs/instructor" / name))
-    page = out / "install.md"
-    page.write_text(page.read_text().replace("(../instructor/", "(instructor/"))
+    for path, name in PAGES.items():
+        (out / name).write_text(for_the_book(path), encoding="utf-8")
     released = checks.release(out / "release")
     lessons = sorted((ROOT / "notebooks").glob("0*.ipynb"))
     beyond = sorted((ROOT / "notebooks/beyond").glob("*.ipynb"))

@@ -26,7 +26,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE, NUMBERS = ROOT / "docs/site/trust.md", ROOT / "docs/site/trust.json"
 PICTURE = ROOT / "docs/pictures/error_rates.png"
 BETWEEN = re.compile(r"(<!-- numbers -->\n).*?(<!-- end of numbers -->)", re.DOTALL)
-SHOWN = ("torch", "numpy", "scipy", "pandas", "pytest")
 Rows = dict[str, str]  # what was measured, by what it is
 
 _VERSIONS = """
@@ -42,8 +41,10 @@ def said(*words: str) -> str:
 
 
 def faults(python: str) -> Rows:
+    made = ROOT / "build/mutations.csv"
+    made.unlink(missing_ok=True)  # those of another day are not measured today
     said(python, "tests/mutations/plant.py")
-    table = pd.read_csv(ROOT / "build/mutations.csv")
+    table = pd.read_csv(made)
     return {"planted faults (`make mutations`)": f"{table['caught'].sum()} of {len(table)} caught"}
 
 

@@ -37,13 +37,11 @@ def sdist(tmp_path_factory):
             to = copy / path.relative_to(ROOT)
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, to)
-    build = "import setuptools.build_meta as b, sys; b.build_sdist(sys.argv[1])"
     made = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-c", build, str(made)], cwd=copy, check=True,
-                   capture_output=True)  # fmt: skip
-    wheel = "import setuptools.build_meta as b, sys; b.build_wheel(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", wheel, str(made)], cwd=copy, check=True,
-                   capture_output=True)  # fmt: skip
+    for kind in ("sdist", "wheel"):
+        build = f"import setuptools.build_meta as b, sys; b.build_{kind}(sys.argv[1])"
+        subprocess.run([sys.executable, "-c", build, str(made)], cwd=copy, check=True,
+                       capture_output=True)  # fmt: skip
     return made
 
 

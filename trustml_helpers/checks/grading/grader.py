@@ -77,10 +77,11 @@ def grade(
     with _alone(out):
         blank = _prepared(out, year, limits)
         # Points that name no text were for the answers of the last run, not for those to come.
-        _given(out, load_rows(out / "rows"), blank)
+        given = _given(out, load_rows(out / "rows"), blank)
         release = "".join(cell.source for cell in blank.cells)
         new = _run_all(found, blank, release, out, limits, jobs, resume=resume)
-        _show_points(out, blank, new)
+        rows = load_rows(out / "rows")
+        _show_points(out, {who: rows[who] for who in new}, given)
         return _written_out(out, blank)
 
 
@@ -93,14 +94,14 @@ def enter_points(out: Path) -> pd.DataFrame:
     Raises:
         HomeworkError: if nothing was graded there, or the table cannot be read.
     """
-    _rows(out)
+    rows = _rows(out)
     blank = labels.read(out / "course" / "release" / ASSIGNMENT / SOURCE.name)
-    given, rows = book.read_by_hand(out / "by_hand.csv", book.maxima(blank)[0]), _rows(out)
+    given = book.read_by_hand(out / "by_hand.csv", book.maxima(blank)[0])
     if strangers := [who for who, own in given.items() if own and who not in rows]:
         raise HomeworkError(f"{out / 'by_hand.csv'}: no row {strangers[0]!r} in grades.csv; its "
                             "column student names the rows")  # fmt: skip
     with _alone(out):
-        _show_points(out, blank, rows)
+        _show_points(out, rows, given)
         return _written_out(out, blank)
 
 
@@ -188,13 +189,9 @@ def _given(out: Path, rows: dict[str, Row], blank: Any) -> book.ByHand:
     return given
 
 
-def _show_points(out: Path, blank: Any, students: Collection[str]) -> None:
-    """Points and comments of a person on the pages of these students."""
-    rows, given = (
-        load_rows(out / "rows"),
-        book.read_by_hand(out / "by_hand.csv", book.maxima(blank)[0]),
-    )
-    some = {who: own for who, own in given.items() if own and who in students}
+def _show_points(out: Path, rows: dict[str, Row], given: book.ByHand) -> None:
+    """Points and comments of a person on the pages of these rows."""
+    some = {who: own for who, own in given.items() if own and who in rows}
     for who, own in tqdm(some.items(), desc="pages", disable=not some):
         show_points(rows[who], out, {n: (g.points, g.comment) for n, g in own.items()})
 

@@ -143,13 +143,13 @@ def tasks_of(rows: dict[str, Row], blank: Any) -> pd.DataFrame:
         said = collections.Counter(
             sentence for row in graded for sentence in messages(row.said.get(name, ""))
         )
-        blank = said.pop(_BLANK, 0)
+        not_written = said.pop(_BLANK, 0)
         (first, count), *_ = said.most_common(1) or [("", 0)]
         lines.append({
             "task": name.removesuffix("-graded"), "points": points[name],
             "mean_share": round(sum(got) / len(got), 3) if got else None,
             "full": sum(one >= 1 for one in got), "none": sum(one <= 0 for one in got),
-            "not_written": blank, "commonest_message": first, "students": count,
+            "not_written": not_written, "commonest_message": first, "students": count,
         })  # fmt: skip
     return pd.DataFrame(lines)
 
