@@ -162,6 +162,7 @@ def test_a_function_that_is_there_twice_is_not_guessed_unless_one_is_in_its_plac
     notebook.cells.insert(3, early)
     found = labels.restore(notebook, BLANK)
     assert as_released(notebook, found)
+    assert "abstention: of 2 cells that define it, the one in its place" in found.notes
     notebook = without(solved(), "abstention")
     answer = next(c for c in notebook.cells if c.source.startswith("def abstention"))
     other = nbformat.v4.new_code_cell("abstention = lambda p, n, alpha: 0")

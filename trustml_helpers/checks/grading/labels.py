@@ -227,8 +227,11 @@ def _answer_in_code(
         same = [cell for cell in free if cell.get("id") == wanted.get("id", "")]
         return same[0] if same else None
     near = [c for c in cells if _among(c, _between(notebook, blank, wanted, found))]
-    if len(cells) == 1 or len(near) == 1:
-        return (near or cells)[0]
+    if len(cells) == 1:
+        return cells[0]
+    if len(near) == 1:
+        found.notes.append(f"{name}: of {len(cells)} cells that define it, the one in its place")
+        return near[0]
     if guess:
         found.notes.append(f"{name}: guessed, the last of {len(cells)} cells that define it")
         return cells[-1]

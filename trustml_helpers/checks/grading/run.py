@@ -204,6 +204,8 @@ def _read_back(row: Row, course: Path) -> None:
             said = [one.text for one in cell.outputs if one.output_type == "stream"]
             said += [f"{one.ename}: {one.evalue}" for one in errors]
             row.said[name] = "\n".join(said)[:5000]
+            if lent := re.search(", with a right (.+) in the place of yours", row.said[name]):
+                row.notes.append(f"{name}: tried with a right {lent[1]}, theirs being wrong")
 
 
 # --- the page of feedback -------------------------------------------------------------------------
