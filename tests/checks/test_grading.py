@@ -45,7 +45,7 @@ ENDLESS = """
 calls = []
 def probability_band(p, distance, sigma):
     calls.append(1)
-    while len(calls) > 4:
+    while len(calls) > 1:
         pass
     return 0.0
 """

@@ -8,7 +8,7 @@ import re
 import nbformat
 import pytest
 
-from trustml_helpers.checks.grading import homework, labels
+from trustml_helpers.checks.grading import homework, labels, needed
 
 SOURCE = homework.source(homework.numbers())
 
@@ -247,3 +247,60 @@ def test_a_copy_with_labels_is_written_beside_what_was_handed_in(tmp_path):
 def test_code_that_replaces_a_check_is_noted(code, noted):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     assert bool(labels.changes_to_the_checks(notebook)) == noted
+
+
+# --- what need not run ----------------------------------------------------------------------------
+
+
+def skipped(notebook):
+    """The graded notebook's cells that nbclient leaves out, by the start of their code."""
+    needed.skip_the_rest(notebook, BLANK)
+    cells = [cell for cell in notebook.cells if "skip-execution" in cell.metadata.get("tags", [])]
+    return [labels.name_of(cell) or cell.source.split("\n")[0] for cell in cells]
+
+
+SHOWN = ["def accuracy(network, pictures, wanted=labels):", "zero = torch.zeros_like(images)",
+         "panels = torch.cat([images[:6], attacked[:6]])",
+         'train_images, train_labels = data.load_mnist("train")',
+         "chosen = (labels == 3) | (labels == 7)", "def phi(w):",
+         "shares = np.linspace(0.5, 1, 11)",
+         'lenet = models.load(f"mnist_lenet_gaussian_{SIGMA}")',
+         'folder = data.data_folder() / "results" / "mnist_study"',
+         "def pgd_as_it_is(defense, x, y, eps):"]  # fmt: skip
+CHECKS = [name for name in RELEASED if name.endswith("-check")]
+
+
+def test_visible_checks_and_what_is_only_shown_need_not_run():
+    assert len(CHECKS) >= 12
+    assert sorted(skipped(solved())) == sorted(SHOWN + CHECKS)
+    assert sorted(skipped(copy.deepcopy(BLANK))) == sorted(SHOWN + CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("code", "runs"),
+    [
+        ("print(accuracy(standard, images))", [0, 1]),  # of two that give `attacked`, both
+        ("figures.show(attacked)", [0, 1]),  # and what that needs itself
+        ("def mine(network):\n    lenet = network\n    return lenet, accuracy", [0, 1]),
+        ("def mine():\n    return [accuracy for zero in radii]", [0, 1, 6, 8]),
+        ("%matplotlib inline\nphi(weights)", [4, 5]), ("%time phi(digits)", [4, 5]),
+        ("a = b = = pgd_as_it_is", [9]),  # no Python: every word counts
+        ("globals()['zero']", range(10)), ("x = eval('ze' + 'ro')", range(10)),
+        ("zero = 0  # a name of its own", []), ("# zero attacked", []),
+    ],
+)  # fmt: skip
+def test_what_something_else_uses_runs(code, runs):
+    notebook = solved()
+    notebook.cells.append(nbformat.v4.new_code_cell(code))
+    assert sorted(skipped(notebook)) == sorted(
+        CHECKS + [start for k, start in enumerate(SHOWN) if k not in runs]
+    )
+
+
+def test_what_a_student_changed_runs():
+    notebook = solved()
+    next(c for c in notebook.cells if c.source.startswith(SHOWN[6])).source += "\nradii = shares"
+    cell_of(notebook, "pgd-best").source += "\nTRAINED = trained if 'trained' else 0"
+    assert set(SHOWN) - set(skipped(notebook)) == {
+        SHOWN[k] for k in (0, 1, 3, 6, 8)
+    }  # fmt: skip

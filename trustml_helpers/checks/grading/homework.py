@@ -34,6 +34,14 @@ c.IgnorePattern.enabled = True
 c.IgnorePattern.pattern = "(?s)."
 c.GenerateFeedback.permissions = 644
 """
+# One process for both, since the import of nbgrader takes as long as grading half the tasks.
+_GRADE = """import sys, contextlib
+from nbgrader.apps import AutogradeApp, GenerateFeedbackApp
+AutogradeApp.launch_instance(sys.argv[1:])
+AutogradeApp.clear_instance()
+with contextlib.suppress(SystemExit):
+    GenerateFeedbackApp.launch_instance(sys.argv[1:])
+"""
 
 
 class HomeworkError(RuntimeError):
@@ -307,9 +315,9 @@ def generate(course: Path, limit: int, year: Numbers, *options: str) -> Path:
     return course / "release" / ASSIGNMENT / SOURCE.name
 
 
-def nbgrader_command(command: str, *options: str) -> list[str]:
-    """The words that run nbgrader on this homework."""
-    return [sys.executable, "-m", "nbgrader", command, ASSIGNMENT, *options]
+def grading(student: str) -> list[str]:
+    """The words that grade a student's notebook and write the page of feedback."""
+    return [sys.executable, "-P", "-c", _GRADE, ASSIGNMENT, "--student", student, "--force"]
 
 
 def environment() -> dict[str, str]:
@@ -327,8 +335,9 @@ def nbgrader(course: Path, log: Path, seconds: float, command: str, *options: st
     with log.open("a", encoding="utf-8") as file:
         try:
             return subprocess.run(
-                nbgrader_command(command, *options), env=environment(), cwd=course, stdout=file,
-                stderr=subprocess.STDOUT, timeout=seconds, check=False,
+                [sys.executable, "-P", "-m", "nbgrader", command, ASSIGNMENT, *options],
+                env=environment(), cwd=course, stdout=file, stderr=subprocess.STDOUT,
+                timeout=seconds, check=False,
             ).returncode  # fmt: skip
         except subprocess.TimeoutExpired:
             return None

@@ -90,6 +90,11 @@ def place(number: int, cell: Any) -> str:
     return name_of(cell) or f"cell {number} ({start})"
 
 
+def among(cell: Any, cells: list[Any]) -> bool:
+    """Whether it is one of these, not only equal to one."""
+    return any(cell is each for each in cells)
+
+
 def squeezed(text: str) -> str:
     """A text without its spacing: what is the same after any editor."""
     return "".join(text.split())
@@ -226,7 +231,7 @@ def _answer_in_code(
     if not cells:
         same = [cell for cell in free if cell.get("id") == wanted.get("id", "")]
         return same[0] if same else None
-    near = [c for c in cells if _among(c, _between(notebook, blank, wanted, found))]
+    near = [c for c in cells if among(c, _between(notebook, blank, wanted, found))]
     if len(cells) == 1:
         return cells[0]
     if len(near) == 1:
@@ -251,12 +256,12 @@ def _answer_in_words(
         and squeezed(cell.source) not in texts - {squeezed(wanted.source)}
     ]  # fmt: skip
     same = [cell for cell in free if cell.get("id") == wanted.get("id", "")]
-    near = same or [c for c in free if _among(c, _between(notebook, blank, wanted, found))]
+    near = same or [c for c in free if among(c, _between(notebook, blank, wanted, found))]
     if near:
         if len(near) > 1:
             found.notes.append(f"{name}: {len(near)} cells of text, taken as one")
         near[0].source = "\n\n".join(cell.source for cell in near)
-        notebook.cells = [cell for cell in notebook.cells if not _among(cell, near[1:])]
+        notebook.cells = [cell for cell in notebook.cells if not among(cell, near[1:])]
         near[0].cell_type = "markdown"
         return near[0]
     if free and guess:
@@ -283,12 +288,8 @@ def _text_below(notebook: Any, blank: Any, found: Matching) -> None:
         ]
         if near:
             own.source = "\n\n".join(cell.source for cell in near)
-            notebook.cells = [cell for cell in notebook.cells if not _among(cell, near)]
+            notebook.cells = [cell for cell in notebook.cells if not among(cell, near)]
             found.notes.append(f"{name}: blank, the text beside it was taken")
-
-
-def _among(cell: Any, cells: list[Any]) -> bool:
-    return any(cell is each for each in cells)
 
 
 def _between(notebook: Any, blank: Any, wanted: Any, found: Matching) -> list[Any]:

@@ -19,9 +19,10 @@ from trustml_helpers.checks.grading.homework import (
     ASSIGNMENT,
     SOURCE,
     environment,
+    grading,
     nbgrader,
-    nbgrader_command,
 )
+from trustml_helpers.checks.grading.needed import skip_the_rest
 from trustml_helpers.checks.grading.roster import Submission
 
 GRADED, LOST = "graded", "labels lost"
@@ -119,19 +120,17 @@ def grade_one(row: Row, path: Path, blank: Any, out: Path, limits: contain.Limit
         row.written = labels.answered(labels.restore(labels.read(path), blank, guess=True), blank)
         row.status = f"{LOST}: {', '.join(found.lost)}"
         return row
+    skip_the_rest(notebook, blank)
     place = course / "submitted" / _ONE / ASSIGNMENT
     place.mkdir(parents=True)
     nbformat.write(notebook, place / SOURCE.name)
     for name in ("gradebook.db", "nbgrader_config.py"):
         shutil.copy(out / "course" / name, course)
-    code, why = contain.run(
-        nbgrader_command("autograde", "--student", _ONE, "--force"), course, log, limits,
-        environment(),
-    )  # fmt: skip
+    code, why = contain.run(grading(_ONE), course, log, limits, environment())
     row.status = _status(code, why, log)
     if row.status == GRADED:
         _read_back(row, course)
-        _feedback(course, log, page)
+        _page(course, page)
     row.seconds = round(time.monotonic() - started, 1)
     return row
 
@@ -158,8 +157,9 @@ def show_points(row: Row, out: Path, given: dict[str, tuple[float | None, str]])
             if comment.name in given:
                 comment.manual_comment = html.escape(given[comment.name][1], quote=False) or None
         book.db.commit()
-    page = out / "feedback" / f"{row.student}.html"
-    _feedback(course, out / "logs" / f"{row.student}.log", page)
+    log = out / "logs" / f"{row.student}.log"
+    nbgrader(course, log, 300, "generate_feedback", "--student", _ONE, "--force")
+    _page(course, out / "feedback" / f"{row.student}.html")
 
 
 def _other_year(notebook: Any, blank: Any) -> list[str]:
@@ -211,10 +211,10 @@ def _read_back(row: Row, course: Path) -> None:
 # --- the page of feedback -------------------------------------------------------------------------
 
 
-def _feedback(course: Path, log: Path, page: Path) -> None:
+def _page(course: Path, page: Path) -> None:
+    """Write the page of feedback, from nbgrader's own."""
     from nbgrader.api import Gradebook
 
-    nbgrader(course, log, 300, "generate_feedback", "--student", _ONE, "--force")
     with Gradebook(f"sqlite:///{course.resolve() / 'gradebook.db'}", "trustml") as book:
         grades = book.find_submission(ASSIGNMENT, _ONE).notebooks[0].grades
         unread = [one.name for one in grades if one.needs_manual_grade]
