@@ -39,7 +39,7 @@ FIRST = """class checks:
         if found != wanted:
             print(f"{answer.__name__}: 0 of 2 cases right\\n  wrong: a; b:\\n      is {found}, no")
             return 0.0
-        lent = answer.__name__ == "three" and globals()["two"]() == 22
+        lent = isinstance(found, float)  # as if it had been so
         print("all 2 cases right" + ", with a right two in the place of yours" * lent)
         print("left: steep 10.0%, coarse 20.0%")
         return float(points)"""

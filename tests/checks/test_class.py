@@ -252,13 +252,13 @@ def without_times(out):
 def test_one_job_or_two_or_a_kill_and_all_is_the_same(source, blank, mixed, tmp_path):
     folder = tmp_path / "in"
     shutil.copytree(mixed, folder)
-    tiny.put(tiny.answered(blank, two="def two():\n    return 22"), folder / "lent.ipynb")
+    tiny.put(tiny.answered(blank, three="def three():\n    return 3.0"), folder / "lent.ipynb")
     tiny.put(tiny.answered(blank, two=tiny.PITFALLS["exits"]), folder / "exits.ipynb")
     for number in range(15):  # most of them cost no time
         (folder / f"torn {number}.ipynb").write_text('{"cells": [' * number)
     one = checks.grade(folder, tmp_path / "one", jobs=1).set_index("student")
     assert len(one) == 25
-    assert one.loc["lent", "points"] == 6
+    assert one.loc["lent", "points"] == 10
     assert "three-graded: tried with a right two, theirs being wrong" in one.loc["lent", "notes"]
     code = GRADE.format(tests=str(ROOT / "tests"), source=str(source), folder=str(folder))
     killed = tmp_path / "killed"
