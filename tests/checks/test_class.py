@@ -132,6 +132,7 @@ def test_the_pages_show_what_students_wrote_as_text(graded):
     assert '<a href="#three-graded">three</a> (Score: 0.0 / 6.0)' in feedback
     assert '<a href="#why">why</a> (not read yet, of 5.0)' in feedback
     assert "hw1 (so far 4.0 / 15.0)" in feedback
+    assert feedback.count("were not run here") == 1
     assert feedback.count("not read yet, of 5.0") == 2
     assert re.search(r"seed</span><span class=\"o\">=</span><span class=\"mi\">\.\.\.", feedback)
 

@@ -286,6 +286,7 @@ def test_visible_checks_and_what_is_only_shown_need_not_run():
         ("%matplotlib inline\nphi(weights)", [4, 5]), ("%time phi(digits)", [4, 5]),
         ("a = b = = pgd_as_it_is", [9]),  # no Python: every word counts
         ("globals()['zero']", range(10)), ("x = eval('ze' + 'ro')", range(10)),
+        ("if SIGMA:\n    del pgd_as_it_is, phi", [4, 5, 9]),
         ("zero = 0  # a name of its own", []), ("# zero attacked", []),
     ],
 )  # fmt: skip

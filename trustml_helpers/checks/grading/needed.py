@@ -54,7 +54,8 @@ def _names(source: str) -> tuple[set[str], set[str]]:
                                                 "exec")))  # fmt: skip
     except (SyntaxError, ValueError, RecursionError):
         return words, words
-    used, given = set[str](), set[str]()
+    deleted = " ".join(re.findall(r"\bdel\b(.*)", source))  # which needs the name as well
+    used, given = set(re.findall(r"\w+", deleted)), set[str]()
     for table in tables:
         top = table.get_type() == "module"
         for one in table.get_symbols():

@@ -28,6 +28,8 @@ from trustml_helpers.checks.grading.roster import Submission
 GRADED, LOST = "graded", "labels lost"
 _ONE = "student"  # every course has one
 _FORMULAS = 'MathJax = {tex: {inlineMath: [["$", "$"], ["\\\\(", "\\\\)"]], processEscapes: true}};'
+_NOT_RUN = """<p>The points come from the cells called "graded". The checks above them and our
+pictures were not run here, unless your own code uses them.</p>"""
 
 
 @dataclass
@@ -246,6 +248,7 @@ def _for_students(html: str, unread: list[str]) -> str:
         for start in (rf'href="#{name}">[^<]*</a> \(', rf'name="{name}"></a>.*?'):
             html = re.sub(rf"({start})Score: [\d.]+ /", r"\1not read yet, of", html,
                           count=1, flags=re.DOTALL)  # fmt: skip
+    html = html.replace("</h4>", "</h4>\n" + _NOT_RUN, 1)
     if unread:
         html = re.sub(r"\(Score: (?=[\d.]+ / [\d.]+\)</h4>)", "(so far ", html)
     return re.sub(
