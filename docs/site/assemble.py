@@ -111,7 +111,9 @@ def main(out: Path) -> None:
     paths = [*lessons, *beyond, released.with_suffix(".ipynb")]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # several kernels at once
     cores, fresh = min(4, os.cpu_count() or 1), multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(cores, mp_context=fresh) as pool:  # explorers take a while
+    # Explorers take a while, most of all those of large pictures: the largest file begins.
+    paths.sort(key=lambda path: path.stat().st_size, reverse=True)
+    with ProcessPoolExecutor(cores, mp_context=fresh) as pool:
         for path, page in zip(paths, pool.map(laid_out, paths), strict=True):
             to = out / "notebooks" / ("beyond" if path in beyond else "") / path.name
             nbformat.write(page, to)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 import signal
@@ -41,7 +42,10 @@ def mixed(blank, tmp_path_factory):
     folder = tmp_path_factory.mktemp("class") / "handed in"
     tiny.put(tiny.answered(blank), folder / "lovelaceada_11_900_hw1.ipynb")
     tiny.put(tiny.answered(blank, two=None), folder / "lovelaceada_11_901_hw1-1.ipynb")
-    tiny.put(blank, folder / "Blaise Pascal_7_assignsubmission_file_" / "hw1.ipynb")
+    cunning = copy.deepcopy(blank)  # nbgrader gives full points to what did not run
+    for cell in cunning.cells:
+        cell.metadata["tags"] = ["skip-execution"]
+    tiny.put(cunning, folder / "Blaise Pascal_7_assignsubmission_file_" / "hw1.ipynb")
     tiny.put(tiny.stripped(tiny.answered(blank, why="Lost, but found.")), folder / "carl.ipynb")
     lost = tiny.stripped(tiny.answered(blank, why="Where am I?"))
     text = lost.cells.pop(-2)
@@ -63,6 +67,9 @@ def mixed(blank, tmp_path_factory):
 @pytest.fixture(scope="module")
 def graded(mixed, tmp_path_factory):
     out = tmp_path_factory.mktemp("graded") / "out"
+    (out / "feedback").mkdir(parents=True)
+    for student in ("17", "16", "15", "14"):  # what is left of another day
+        (out / "feedback" / f"{student}.html").write_text("old")
     checks.grade(mixed, out, roster=mixed.parent / "roster.csv", jobs=2, **LIMITS)
     return out
 
@@ -94,6 +101,8 @@ def test_everybody_has_a_row_and_nobody_loses_points_to_a_tool(graded):
     assert (table["of"].astype(float) == 15).all()
     assert "labels were lost and found again: 7 cells" in table.loc["13", "notes"]
     assert "unmatched: nobody in the roster fits 'gerda'" in table.loc["gerda", "notes"]
+    pages = {path.stem for path in (graded / "feedback").glob("*.html")}
+    assert pages == good
     rows = run.load_rows(graded / "rows")
     assert rows["14"].written == {"why": "Where am I?"}
 
@@ -337,6 +346,40 @@ def test_points_for_a_row_that_is_not_there_are_refused(graded):
     (graded / "by_hand.csv").write_text(table)
     checks.enter_points(graded)
     pd.testing.assert_frame_equal(read(graded), before)
+
+
+def test_a_page_that_fails_costs_no_points(source, blank, tmp_path, monkeypatch):
+    tiny.put(tiny.answered(blank), tmp_path / "in" / "x.ipynb")
+    page = tmp_path / "out" / "feedback" / "x.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("old")
+    broken = homework._GRADE.replace("GenerateFeedbackApp.launch_instance(", "os._exit(")
+    monkeypatch.setattr(homework, "_GRADE", broken)
+    row = checks.grade(tmp_path / "in", tmp_path / "out", **LIMITS).iloc[0]
+    assert (row["status"], row["points"]) == ("graded", 10)
+    assert row["notes"] == "no page of feedback: its log says why"
+    assert not page.exists()
+
+
+def test_what_stops_while_it_grades_again_leaves_the_old(graded, mixed, blank, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    rows = run.load_rows(graded / "rows")
+    left = [graded / "feedback" / "13.html", graded / "work" / "13" / "gradebook.db"]
+    before = [path.read_bytes() for path in left]
+    monkeypatch.setattr(contain, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run.grade_one(rows["13"], mixed / "carl.ipynb", blank, graded, contain.Limits())
+    assert [path.read_bytes() for path in left] == before
+
+
+def test_who_says_that_it_was_graded_has_no_points(source, blank, tmp_path):
+    code = "def two():\n    import os\n    open('../../../graded', 'w').close()\n    os._exit(0)"
+    tiny.put(tiny.answered(blank, two=code), tmp_path / "in" / "x.ipynb")
+    row = checks.grade(tmp_path / "in", tmp_path / "out", **LIMITS).iloc[0]
+    assert row["status"] == "crashed: its code ended Python"
+    assert pd.isna(row["points"])
 
 
 def test_the_scoreboard_ranks_and_hides_names(graded):

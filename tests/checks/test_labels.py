@@ -286,7 +286,10 @@ def test_visible_checks_and_what_is_only_shown_need_not_run():
         ("%matplotlib inline\nphi(weights)", [4, 5]), ("%time phi(digits)", [4, 5]),
         ("a = b = = pgd_as_it_is", [9]),  # no Python: every word counts
         ("globals()['zero']", range(10)), ("x = eval('ze' + 'ro')", range(10)),
-        ("if SIGMA:\n    del pgd_as_it_is, phi", [4, 5, 9]),
+        ("if SIGMA:\n    del (\n        pgd_as_it_is, phi)", [4, 5, 9]), ("gap += 1", [4, 5]),
+        ("class Mine:\n    gap = gap", [4, 5]), ("import __main__", range(10)),
+        ("def mine():\n    global gap\n    gap += 1", [4, 5]),
+        ("def mine(gap):\n    gap += 1\n    del gap", []),
         ("zero = 0  # a name of its own", []), ("# zero attacked", []),
     ],
 )  # fmt: skip
@@ -296,6 +299,14 @@ def test_what_something_else_uses_runs(code, runs):
     assert sorted(skipped(notebook)) == sorted(
         CHECKS + [start for k, start in enumerate(SHOWN) if k not in runs]
     )
+
+
+def test_no_tag_of_a_student_keeps_a_graded_cell_from_running():
+    notebook = solved()
+    for number, cell in enumerate(notebook.cells):
+        cell.metadata["tags"] = [None, 5, "skip-execution", ["skip-execution", "mine"]][number % 4]
+    assert sorted(skipped(notebook)) == sorted(SHOWN + CHECKS)
+    assert any(cell.metadata.get("tags") == ["mine"] for cell in notebook.cells)
 
 
 def test_what_a_student_changed_runs():

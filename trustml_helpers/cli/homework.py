@@ -49,7 +49,7 @@ def grade(
     jobs: Annotated[int, option("Submissions at once.")] = 1,
     resume: Annotated[bool, option("Leave out what was graded before.", "--resume")] = False,
     only: Annotated[list[str] | None, option("Id, name or e-mail; may be repeated.")] = None,
-    cell_seconds: Annotated[int, option("Processor time of a cell.")] = 120,
+    cell_seconds: Annotated[int, option("Processor time of a cell.")] = 240,
     notebook_seconds: Annotated[int, option("By the clock, for a notebook.")] = 1200,
     memory_gb: Annotated[float, option("For all processes of a submission.")] = 4.0,
 ) -> None:

@@ -124,7 +124,7 @@ class Limits:
         file_mb: for one file that it writes.
     """
 
-    cell_seconds: int = 120
+    cell_seconds: int = 240
     notebook_seconds: int = 1200
     memory_gb: float = 4.0
     file_mb: int = 200

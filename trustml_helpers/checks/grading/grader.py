@@ -25,7 +25,14 @@ from trustml_helpers.checks.grading.homework import (
     numbers,
 )
 from trustml_helpers.checks.grading.roster import Submission, collect, read_roster
-from trustml_helpers.checks.grading.run import Row, begin, grade_one, load_rows, show_points
+from trustml_helpers.checks.grading.run import (
+    Row,
+    begin,
+    forget_page,
+    grade_one,
+    load_rows,
+    show_points,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +40,7 @@ if TYPE_CHECKING:
 
 def grade(
     submissions: Path, out: Path, *, roster: Path | None = None, variant: str = "", jobs: int = 1,
-    resume: bool = False, only: Collection[str] = (), cell_seconds: int = 120,
+    resume: bool = False, only: Collection[str] = (), cell_seconds: int = 240,
     notebook_seconds: int = 1200, memory_gb: float = 4.0,
 ) -> pd.DataFrame:  # fmt: skip
     """Grade every notebook of a folder, whatever is wrong with some of them.
@@ -214,6 +221,7 @@ def _run_all(
             continue
         changed += bool(row.key and one.student in known and known[one.student].key)
         if one.path is None or row.status:
+            forget_page(out, row.student)
             row.save(rows)
         else:
             waiting.append((row, one.path))

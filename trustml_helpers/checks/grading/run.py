@@ -28,6 +28,7 @@ from trustml_helpers.checks.grading.roster import Submission
 GRADED, LOST = "graded", "labels lost"
 _ONE = "student"  # every course has one
 _FORMULAS = 'MathJax = {tex: {inlineMath: [["$", "$"], ["\\\\(", "\\\\)"]], processEscapes: true}};'
+_NO_PAGE = "no page of feedback: its log says why"
 _NOT_RUN = """<p>The points come from the cells called "graded". The checks above them and our
 pictures were not run here, unless your own code uses them.</p>"""
 
@@ -104,16 +105,16 @@ def grade_one(row: Row, path: Path, blank: Any, out: Path, limits: contain.Limit
     started = time.monotonic()
     log = out / "logs" / f"{row.student}.log"
     log.write_text("")
-    page = out / "feedback" / f"{row.student}.html"
-    page.unlink(missing_ok=True)
-    course = out / "work" / row.student
+    old, course = out / "work" / row.student, out / "work" / f".{row.student}"
     shutil.rmtree(course, ignore_errors=True)
     try:
         notebook = labels.read(path)
         found = labels.restore(notebook, blank)
+        skip_the_rest(notebook, blank)
     except Exception as error:  # whatever is in a damaged file
         log.write_text(f"{error}\n")
         row.status = f"damaged: {error}"
+        forget_page(out, row.student)
         return row
     row.notes += found.notes + _other_year(notebook, blank)
     row.code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
@@ -121,18 +122,22 @@ def grade_one(row: Row, path: Path, blank: Any, out: Path, limits: contain.Limit
     if found.lost:  # what was written is kept for a person to read
         row.written = labels.answered(labels.restore(labels.read(path), blank, guess=True), blank)
         row.status = f"{LOST}: {', '.join(found.lost)}"
+        forget_page(out, row.student)
         return row
-    skip_the_rest(notebook, blank)
     place = course / "submitted" / _ONE / ASSIGNMENT
     place.mkdir(parents=True)
     nbformat.write(notebook, place / SOURCE.name)
     for name in ("gradebook.db", "nbgrader_config.py"):
         shutil.copy(out / "course" / name, course)
     code, why = contain.run(grading(_ONE), course, log, limits, environment())
-    row.status = _status(code, why, log)
-    if row.status == GRADED:
-        _read_back(row, course)
-        _page(course, page)
+    if (course / "graded").exists() and _read_back(row, course):
+        row.status = GRADED
+        _page(row, course, out)
+    else:
+        row.status = _status(code, why, log)
+        forget_page(out, row.student)
+    shutil.rmtree(old, ignore_errors=True)  # a kill before leaves all as it was
+    course.rename(old)
     row.seconds = round(time.monotonic() - started, 1)
     return row
 
@@ -161,7 +166,7 @@ def show_points(row: Row, out: Path, given: dict[str, tuple[float | None, str]])
         book.db.commit()
     log = out / "logs" / f"{row.student}.log"
     nbgrader(course, log, 300, "generate_feedback", "--student", _ONE, "--force")
-    _page(course, out / "feedback" / f"{row.student}.html")
+    _page(row, course, out)
 
 
 def _other_year(notebook: Any, blank: Any) -> list[str]:
@@ -184,15 +189,17 @@ def _status(code: int, why: str, log: Path) -> str:
     return "crashed: its code ended Python" if dead else "nbgrader failed: see its log"
 
 
-def _read_back(row: Row, course: Path) -> None:
-    """Points and messages of every graded cell, and which cells ran out of time."""
+def _read_back(row: Row, course: Path) -> bool:
+    """Points and messages of every graded cell, and which cells ran out of time; if there are."""
     import nbformat
     from nbgrader.api import Gradebook
 
+    path = course / "autograded" / _ONE / ASSIGNMENT / SOURCE.name
+    if not path.exists():
+        return False
     with Gradebook(f"sqlite:///{course.resolve() / 'gradebook.db'}", "trustml") as book:
         grades = book.find_submission(ASSIGNMENT, _ONE).notebooks[0].grades
         row.points = {one.name: one.score for one in grades if not one.needs_manual_grade}
-    path = course / "autograded" / _ONE / ASSIGNMENT / SOURCE.name
     for number, cell in enumerate(nbformat.read(path, as_version=4).cells, 1):
         if cell.cell_type != "code":
             continue
@@ -208,12 +215,18 @@ def _read_back(row: Row, course: Path) -> None:
             row.said[name] = "\n".join(said)[:5000]
             if lent := re.search(", with a right (.+) in the place of yours", row.said[name]):
                 row.notes.append(f"{name}: tried with a right {lent[1]}, theirs being wrong")
+    return True
 
 
 # --- the page of feedback -------------------------------------------------------------------------
 
 
-def _page(course: Path, page: Path) -> None:
+def forget_page(out: Path, student: str) -> None:
+    """A page of feedback that is no longer true goes."""
+    (out / "feedback" / f"{student}.html").unlink(missing_ok=True)
+
+
+def _page(row: Row, course: Path, out: Path) -> None:
     """Write the page of feedback, from nbgrader's own."""
     from nbgrader.api import Gradebook
 
@@ -222,7 +235,11 @@ def _page(course: Path, page: Path) -> None:
         unread = [one.name for one in grades if one.needs_manual_grade]
     made = course / "feedback" / _ONE / ASSIGNMENT / f"{ASSIGNMENT}.html"
     if made.exists():
-        replace_file(page, _for_students(made.read_text(encoding="utf-8"), unread).encode())
+        page = _for_students(made.read_text(encoding="utf-8"), unread)
+        replace_file(out / "feedback" / f"{row.student}.html", page.encode())
+    else:
+        forget_page(out, row.student)
+        row.notes = [*(note for note in row.notes if note != _NO_PAGE), _NO_PAGE]
 
 
 def mathjax() -> str:
