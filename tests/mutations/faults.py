@@ -476,7 +476,7 @@ FAULTS = [
           swap("if free and guess:", "if free:"),
           "tests/checks/test_labels.py -k not_guessed"),
     Fault("what an answer uses is not run", f"{GRADING}/needed.py",
-          swap("if not used & (names", "if not set() & (names"),
+          swap("if not used & names", "if not set() & names"),
           "tests/checks/test_labels.py -k something_else_uses"),
     Fault("what a student added is not run", f"{GRADING}/needed.py",
           swap("if labels.squeezed(cell.source) in shown]", "if not labels.label(cell)]"),
