@@ -28,6 +28,7 @@ from trustml_helpers.checks.grading.roster import Submission
 GRADED, LOST = "graded", "labels lost"
 _ONE = "student"  # every course has one
 _FORMULAS = 'MathJax = {tex: {inlineMath: [["$", "$"], ["\\\\(", "\\\\)"]], processEscapes: true}};'
+_LATE = ("OutOfTime", "KeyboardInterrupt", "CellTimeoutError")
 _NO_PAGE = "no page of feedback: its log says why"
 _NOT_RUN = """<p>The points come from the cells called "graded". The checks above them and our
 pictures were not run here, unless your own code uses them.</p>"""
@@ -205,7 +206,7 @@ def _read_back(row: Row, course: Path) -> bool:
             continue
         name = labels.name_of(cell)
         errors = [one for one in cell.outputs if one.output_type == "error"]
-        if any(one.ename in ("OutOfTime", "KeyboardInterrupt") for one in errors):
+        if any(one.ename in _LATE for one in errors):
             row.notes.append(f"out of time: {labels.place(number, cell)}")
         if any(re.search("MemoryError|allocate memory", one.ename + one.evalue) for one in errors):
             row.notes.append(f"out of memory: {labels.place(number, cell)}")
