@@ -26,6 +26,7 @@ from trustml_helpers.checks.grading.homework import (
 )
 from trustml_helpers.checks.grading.roster import Submission, collect, read_roster
 from trustml_helpers.checks.grading.run import (
+    GRADED,
     Row,
     begin,
     forget_page,
@@ -210,6 +211,12 @@ def _run_all(
 ) -> list[str]:  # fmt: skip
     """Grade what is to be graded, and say who; each row is on disk as soon as it is known."""
     rows, known = out / "rows", load_rows(out / "rows")
+
+    def done(row: Row) -> None:
+        if row.status != GRADED:
+            forget_page(out, row.student)
+        row.save(rows)
+
     students = {one.student for one in found}
     for row in known.values():  # older versions of those who are graded again
         if row.of in students and row.student not in students:
@@ -222,8 +229,7 @@ def _run_all(
             continue
         changed += bool(row.key and one.student in known and known[one.student].key)
         if one.path is None or row.status:
-            forget_page(out, row.student)
-            row.save(rows)
+            done(row)
         else:
             waiting.append((row, one.path))
     if resume and changed:
@@ -236,7 +242,7 @@ def _run_all(
         try:
             for task in as_completed(tasks):
                 row = task.result()
-                row.save(rows)
+                done(row)
                 bar.set_postfix_str(f"{row.student}: {row.status}"[:50])
                 bar.update()
         except BaseException:

@@ -29,7 +29,6 @@ GRADED, LOST = "graded", "labels lost"
 _ONE = "student"  # every course has one
 _FORMULAS = 'MathJax = {tex: {inlineMath: [["$", "$"], ["\\\\(", "\\\\)"]], processEscapes: true}};'
 _LATE = ("OutOfTime", "KeyboardInterrupt", "CellTimeoutError")
-_NO_PAGE = "no page of feedback: its log says why"
 _NOT_RUN = """<p>The points come from the cells called "graded". The checks above them and our
 pictures were not run here, unless your own code uses them.</p>"""
 
@@ -115,7 +114,6 @@ def grade_one(row: Row, path: Path, blank: Any, out: Path, limits: contain.Limit
     except Exception as error:  # whatever is in a damaged file
         log.write_text(f"{error}\n")
         row.status = f"damaged: {error}"
-        forget_page(out, row.student)
         return row
     row.notes += found.notes + _other_year(notebook, blank)
     row.code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
@@ -123,7 +121,6 @@ def grade_one(row: Row, path: Path, blank: Any, out: Path, limits: contain.Limit
     if found.lost:  # what was written is kept for a person to read
         row.written = labels.answered(labels.restore(labels.read(path), blank, guess=True), blank)
         row.status = f"{LOST}: {', '.join(found.lost)}"
-        forget_page(out, row.student)
         return row
     place = course / "submitted" / _ONE / ASSIGNMENT
     place.mkdir(parents=True)
@@ -136,7 +133,6 @@ def grade_one(row: Row, path: Path, blank: Any, out: Path, limits: contain.Limit
         _page(row, course, out)
     else:
         row.status = _status(code, why, log)
-        forget_page(out, row.student)
     shutil.rmtree(old, ignore_errors=True)  # a kill before leaves all as it was
     course.rename(old)
     row.seconds = round(time.monotonic() - started, 1)
@@ -240,7 +236,7 @@ def _page(row: Row, course: Path, out: Path) -> None:
         replace_file(out / "feedback" / f"{row.student}.html", page.encode())
     else:
         forget_page(out, row.student)
-        row.notes = [*(note for note in row.notes if note != _NO_PAGE), _NO_PAGE]
+        row.notes.append("no page of feedback: its log says why")
 
 
 def mathjax() -> str:
