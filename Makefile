@@ -7,7 +7,7 @@
 # make slides   write one deck per notebook to build/slides/
 # make mutations  plant faults in copies of the repository; each must turn a test red (10 minutes)
 # make mutants  change every operator and number of the mathematical modules, one at a time, and list
-#               what no test noticed (an hour on 2 cores; can be stopped and goes on)
+#               what no test noticed (40 minutes on 2 cores; can be stopped and goes on)
 # make trust    measure the numbers of the page of trust again, and write them there (half an hour)
 # make oldest   run the tests with the oldest versions that pyproject.toml declares, in build/oldest
 # make notebooks  execute the notebooks in place, to store fresh outputs (for authors)

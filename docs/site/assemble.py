@@ -23,6 +23,9 @@ PAGES = {path: path.name for path in sorted(Path(__file__).resolve().parent.glob
     ROOT / "docs/instructor" / name: f"instructor/{name}"
     for name in ("teaching.md", "homework.md", "server.md")
 }
+LESSONS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+BEYOND = sorted((ROOT / "notebooks/beyond").glob("*.ipynb"))
+PICTURES = [*sorted((ROOT / "docs/pictures").iterdir()), ROOT / "data/images/toaster.jpg"]
 CURIOUS = "## For the curious"  # what stands there is beyond the time that the notebook states
 
 
@@ -87,9 +90,12 @@ def for_the_book(path: Path) -> str:
 
     def link(found: re.Match[str]) -> str:
         target = (path.parent / found[2]).resolve()
-        if target in PAGES:
-            return f"[{found[1]}]({os.path.relpath(PAGES[target], home)})"
-        return found[1] if target.exists() else found[0]  # pages write some as they are in the book
+        place = PAGES.get(target)
+        if target in LESSONS + BEYOND:
+            place = str(target.relative_to(ROOT))
+        elif target in PICTURES:
+            place = f"pictures/{target.name}"
+        return f"[{found[1]}]({os.path.relpath(place, home)})" if place else found[1]
 
     home = Path(PAGES[path]).parent
     text = path.read_text(encoding="utf-8")
@@ -99,23 +105,22 @@ def for_the_book(path: Path) -> str:
 def main(out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(Path(__file__).parent, out, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "docs" / "pictures", out / "pictures")
-    shutil.copy(ROOT / "data/images/toaster.jpg", out / "pictures")
     (out / "instructor").mkdir()
+    (out / "pictures").mkdir()
+    for picture in PICTURES:
+        shutil.copy(picture, out / "pictures")
     for path, name in PAGES.items():
         (out / name).write_text(for_the_book(path), encoding="utf-8")
     released = checks.release(out / "release")
-    lessons = sorted((ROOT / "notebooks").glob("0*.ipynb"))
-    beyond = sorted((ROOT / "notebooks/beyond").glob("*.ipynb"))
     (out / "notebooks/beyond").mkdir(parents=True)
-    paths = [*lessons, *beyond, released.with_suffix(".ipynb")]
+    paths = [*LESSONS, *BEYOND, released.with_suffix(".ipynb")]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # several kernels at once
     cores, fresh = min(4, os.cpu_count() or 1), multiprocessing.get_context("spawn")
     # Explorers take a while, most of all those of large pictures: the largest file begins.
     paths.sort(key=lambda path: path.stat().st_size, reverse=True)
     with ProcessPoolExecutor(cores, mp_context=fresh) as pool:
         for path, page in zip(paths, pool.map(laid_out, paths), strict=True):
-            to = out / "notebooks" / ("beyond" if path in beyond else "") / path.name
+            to = out / "notebooks" / ("beyond" if path in BEYOND else "") / path.name
             nbformat.write(page, to)
     shutil.rmtree(out / "release")
 

@@ -25,6 +25,12 @@ SIGMAS = (0.25, 0.5, 1.0)
 RADII = (0.5, 1.0, 1.5, 2.0, 2.5)
 
 
+def log_of(row: dict[str, Any]) -> Path:
+    """The log that a row of ``certification.summarise`` is about."""
+    seed = f"_seed{row['seed']}" if row["seed"] else ""
+    return HOME / f"{row['method']}_{row['sigma']}{seed}_n{row['n']}.tsv"
+
+
 def scores(path: Path) -> np.ndarray:
     """Certified radius per image (one-class), 0 where wrong or abstained."""
     log = certification.read_log(path, "one_class")
@@ -45,12 +51,12 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def results(table: pd.DataFrame, n: int) -> str:
     """ACR by both bounds, and certified accuracy by the one-class bound."""
-    rows = []
-    for row in table[table.n == n].to_dict("records"):
-        key = f"{row['method']}_{row['sigma']}" + (f"_seed{row['seed']}" if row["seed"] else "")
-        settings = json.loads((HOME / f"{key}_n{n}.json").read_text(encoding="utf-8"))
+    rows, table = [], table[table.n == n]
+    for row in table.to_dict("records"):
+        log = log_of(row)
+        settings = json.loads(log.with_suffix(".json").read_text(encoding="utf-8"))
         shares = certification.certified_accuracy(
-            certification.read_log(HOME / f"{key}_n{n}.tsv", "one_class"), (0.0, *RADII)
+            certification.read_log(log, "one_class"), (0.0, *RADII)
         )
         rows.append(
             {"sigma": f"{row['sigma']:g}", "method": METHOD_NAMES[row["method"]]}
@@ -83,10 +89,10 @@ def against_published(table: pd.DataFrame) -> str:
     """n = 100,000 beside the authors' five networks (their mean, image by image)."""
     theirs = pd.read_csv(PUBLISHED / "mnist_every_20th.csv.gz")
     best = theirs.groupby(["sigma", "method"]).radius.mean().groupby("sigma").idxmax()
-    rows = []
-    for row in table[table.n == 100_000].to_dict("records"):
+    rows, table = [], table[table.n == 100_000]
+    for row in table.to_dict("records"):
         sigma, name = row["sigma"], METHOD_NAMES[row["method"]]
-        ours = scores(HOME / f"{row['method']}_{sigma}_n100000.tsv")
+        ours = scores(log_of(row))
         same = {}
         same_method = name.removesuffix(", a night")
         for heading, method in (("same method", same_method), ("best published", best[sigma][1])):
@@ -94,9 +100,11 @@ def against_published(table: pd.DataFrame) -> str:
             if len(known):
                 same[heading] = f"{known.mean():.4f}, {gain(ours, known)}"
         rows.append(
-            {"sigma": f"{sigma:g}", "method": name, "ours": f"{ours.mean():.4f}",
-             "published, ours minus it": same.get("same method", ""),
-             "largest published": best[sigma][1], "ACR, ours minus it": same["best published"]}
+            {"sigma": f"{sigma:g}", "method": name}
+            | ({"seed": row["seed"]} if table.seed.any() else {})
+            | {"ours": f"{ours.mean():.4f}",
+               "published, ours minus it": same.get("same method", ""),
+               "largest published": best[sigma][1], "ACR, ours minus it": same["best published"]}
         )  # fmt: skip
     return markdown(rows)
 
