@@ -186,6 +186,9 @@ def test_points_are_entered_on_the_page_and_taken_without_running_anything(
 def test_points_for_an_older_text_are_flagged_and_one_student_is_graded_alone(
     graded, mixed, blank, tmp_path
 ):
+    given = {"student": ["11"], "why": ["3.5"], "why comment": ["Good, but short."]}
+    pd.DataFrame(given).to_csv(graded / "by_hand.csv", index=False)
+    checks.enter_points(graded)
     before = read(graded)
     new = tmp_path / "again"
     tiny.put(tiny.answered(blank, why="Quite another answer."), new / "11.ipynb")
