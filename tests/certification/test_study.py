@@ -159,6 +159,8 @@ def test_steps_train_what_does_not_ship_and_choose_on_validation_images():
     assert night[0].words[:4] == ["train", "mnist_lenet_night_2.0", "--recipe",
                                   "night_smoothadv_consistency"]  # fmt: skip
     assert night[2].output == Path("out/night_2.0_n10000.tsv")
+    other = plan.steps(Path("out"), methods=["night_cat_rs"], sigmas=[2.0])
+    assert other[0].words[1:4] == ["mnist_lenet_night_cat_rs_2.0", "--recipe", "night_cat_rs"]
     with pytest.raises(ValueError, match="no recipe easy; there are recipes for gaussian, stabil"):
         plan.steps(Path("out"), methods=["easy"], prefix="")
 
@@ -223,8 +225,8 @@ def test_a_dry_run_runs_nothing(runs, tmp_path):
     found = CliRunner().invoke(cli.app, f"study mnist --dry-run --out {tmp_path}".split())
     assert found.exit_code == 0
     assert runs[0] == []
-    # 6 methods, 3 sigmas, 2 sets; and 3 networks at 3 sigmas
-    assert found.output.count("$ trustml certify") == 36 + 9
+    # 8 methods, 3 sigmas, 2 sets; and 3 networks at 3 sigmas
+    assert found.output.count("$ trustml certify") == 48 + 9
     assert list(tmp_path.iterdir()) == []
 
 

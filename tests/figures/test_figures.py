@@ -98,7 +98,7 @@ def test_pictures_in_colour_and_signed():
 
 
 def test_curves_keep_one_look_per_name_and_differ_without_colour():
-    lines = {name: [0.1, 0.2] for name in "abcdefg"}
+    lines = {name: [0.1, 0.2] for name in "abcdefghijklmn"}
     figure = figures.curves(
         [("x", [0, 1], lines), ("z", [0, 1], {"c": [0, 1]})],
         "y",
@@ -107,7 +107,7 @@ def test_curves_keep_one_look_per_name_and_differ_without_colour():
     )
     left, right = figure.axes
     looks = {(str(line._dash_pattern), line.get_marker()) for line in left.lines}
-    assert len(looks) == 7
+    assert len(looks) == 14
     same = next(line for line in left.lines if line.get_label() == "c")
     assert right.lines[0].get_color() == same.get_color()
     assert left.get_title() == "left"

@@ -26,7 +26,7 @@ METHOD_NAMES = {
     "gaussian": "Gaussian", "stability": "Stability", "consistency": "Consistency",
     "smoothadv": "SmoothAdv", "smoothadv_consistency": "SmoothAdv + Consistency",
     "macer": "MACER", "smoothmix": "SmoothMix", "cat_rs": "CAT-RS", "easy": "Easy images",
-    "night": "SmoothAdv + Consistency, a night",
+    "night": "SmoothAdv + Consistency, a night", "night_cat_rs": "CAT-RS, a night",
 }  # fmt: skip
 RADII = tuple(0.25 * k for k in range(12))
 

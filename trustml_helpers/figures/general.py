@@ -306,9 +306,10 @@ def curves(
             if name in reference:
                 axes.plot(x, y, label=name, color="0.25", linestyle=(0, (6, 3)), linewidth=1.2)
                 continue
-            look = names.index(name) % len(PALETTE)
-            axes.plot(x, y, label=name, color=PALETTE[look], linestyle=LINES[look],
-                      marker=MARKERS[look] if markers else "",
+            turn, look = divmod(names.index(name), len(PALETTE))
+            style, sign = (look + turn) % len(LINES), (look + 2 * turn) % len(MARKERS)
+            axes.plot(x, y, label=name, color=PALETTE[look], linestyle=LINES[style],
+                      marker=MARKERS[sign] if markers else "",
                       markevery=max(1, len(x) // 12))  # fmt: skip
         for name, place in (upright or {}).items():
             axes.axvline(place, label=name, color="0.25", linestyle=":", linewidth=1.6)
