@@ -318,6 +318,7 @@ def test_the_shipped_study_is_complete_and_its_table_is_its_logs():
     steps = plan.steps(folder) + plan.steps(folder, methods=["gaussian"], n=100_000)
     steps += plan.steps(folder, methods=["easy"], sigmas=[1.0])
     steps += plan.steps(folder, methods=["night"], n=100_000)
+    steps += plan.steps(folder, methods=["night_cat_rs"], sigmas=[0.5], n=100_000)
     assert [step.output for step in steps if not step.done] == []
     stored = pd.read_csv(folder / "summary.csv")
     assert stored.round(4).equals(certification.summarise(folder).round(4))
