@@ -33,7 +33,7 @@ def still(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         for output in cell.get("outputs", []):
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     if run:
-        notebook.metadata["run_seconds"] = 10 * round(run / 10)
+        notebook.metadata["run_seconds"] = max(10, 10 * round(run / 10))  # 0: not measured
     return notebook
 
 
