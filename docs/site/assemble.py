@@ -23,9 +23,13 @@ PAGES = {path: path.name for path in sorted(Path(__file__).resolve().parent.glob
     ROOT / "docs/instructor" / name: f"instructor/{name}"
     for name in ("teaching.md", "homework.md", "server.md")
 }
-LESSONS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
-BEYOND = sorted((ROOT / "notebooks/beyond").glob("*.ipynb"))
-PICTURES = [*sorted((ROOT / "docs/pictures").iterdir()), ROOT / "data/images/toaster.jpg"]
+NOTEBOOKS = [*(ROOT / "notebooks").glob("0*.ipynb"), *(ROOT / "notebooks/beyond").glob("*.ipynb")]
+PICTURES = [*(ROOT / "docs/pictures").iterdir(), ROOT / "data/images/toaster.jpg"]
+PLACES = (
+    PAGES
+    | {path: str(path.relative_to(ROOT)) for path in NOTEBOOKS}
+    | {path: f"pictures/{path.name}" for path in PICTURES}
+)
 CURIOUS = "## For the curious"  # what stands there is beyond the time that the notebook states
 
 
@@ -90,12 +94,9 @@ def for_the_book(path: Path) -> str:
 
     def link(found: re.Match[str]) -> str:
         target = (path.parent / found[2]).resolve()
-        place = PAGES.get(target)
-        if target in LESSONS + BEYOND:
-            place = str(target.relative_to(ROOT))
-        elif target in PICTURES:
-            place = f"pictures/{target.name}"
-        return f"[{found[1]}]({os.path.relpath(place, home)})" if place else found[1]
+        if target not in PLACES:
+            return found[1]
+        return f"[{found[1]}]({os.path.relpath(PLACES[target], home)})"
 
     home = Path(PAGES[path]).parent
     text = path.read_text(encoding="utf-8")
@@ -108,20 +109,19 @@ def main(out: Path) -> None:
     (out / "instructor").mkdir()
     (out / "pictures").mkdir()
     for picture in PICTURES:
-        shutil.copy(picture, out / "pictures")
+        shutil.copy(picture, out / PLACES[picture])
     for path, name in PAGES.items():
         (out / name).write_text(for_the_book(path), encoding="utf-8")
     released = checks.release(out / "release")
     (out / "notebooks/beyond").mkdir(parents=True)
-    paths = [*LESSONS, *BEYOND, released.with_suffix(".ipynb")]
+    paths = [*NOTEBOOKS, released.with_suffix(".ipynb")]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # several kernels at once
     cores, fresh = min(4, os.cpu_count() or 1), multiprocessing.get_context("spawn")
     # Explorers take a while, most of all those of large pictures: the largest file begins.
     paths.sort(key=lambda path: path.stat().st_size, reverse=True)
     with ProcessPoolExecutor(cores, mp_context=fresh) as pool:
         for path, page in zip(paths, pool.map(laid_out, paths), strict=True):
-            to = out / "notebooks" / ("beyond" if path in BEYOND else "") / path.name
-            nbformat.write(page, to)
+            nbformat.write(page, out / PLACES.get(path, f"notebooks/{path.name}"))
     shutil.rmtree(out / "release")
 
 
