@@ -15,7 +15,7 @@ import typer
 from scipy.stats import beta, norm
 from typer.testing import CliRunner
 
-from trustml_helpers import certification, cli
+from trustml_helpers import certification, cli, models
 from trustml_helpers.certification import COLUMNS
 from trustml_helpers.cli import plan
 from trustml_helpers.cli import study as cli_study
@@ -163,6 +163,33 @@ def test_steps_train_what_does_not_ship_and_choose_on_validation_images():
     assert other[0].words[1:4] == ["mnist_lenet_night_cat_rs_2.0", "--recipe", "night_cat_rs"]
     with pytest.raises(ValueError, match="no recipe easy; there are recipes for gaussian, stabil"):
         plan.steps(Path("out"), methods=["easy"], prefix="")
+
+
+def test_a_study_trains_by_the_command_of_each_card(monkeypatch):
+    """Settings that are not given are the defaults, those of the recipe among them."""
+    cards = data_folder() / "results" / "mnist_study" / "cards"
+    found = {path.stem: json.loads(path.read_text()) for path in cards.glob("mnist_lenet_*.json")}
+    for name in models.available():
+        if name.startswith(("mnist_lenet_night", "mnist_lenet_smoothadv")):
+            found[name] = models.card(name)
+    monkeypatch.setattr(plan.models, "available", list)  # so that all are trained
+    options = {"--bits": "16", "--seed": "0", "--sigma": "0.5"}
+    train = typer.main.get_command(cli.app).commands["train"]
+    assert {p.opts[0]: str(p.default) for p in train.params if p.opts[0] in options} == {
+        "--bits": "16", "--seed": "0", "--sigma": "None"}  # fmt: skip
+    methods = [method for method in certification.METHOD_NAMES if method != "gaussian"]
+    made = {
+        step.words[1]: dict(zip(step.words[2::2], step.words[3::2], strict=True))
+        for seed in (0, 1, 2)
+        for step in plan.steps(Path("out"), methods=methods, seed=seed)
+        if step.words[0] == "train"
+    }
+    assert len(found) > 25
+    for name, card in found.items():
+        words = card["command"].split()
+        assert words[:3] == ["trustml", "train", name]
+        given = dict(zip(words[3::2], words[4::2], strict=True))
+        assert options | given == {k: v for k, v in made[name].items() if k != "--out"}, name
 
 
 @pytest.fixture
