@@ -218,7 +218,7 @@ WRONG = {
         "stops after": with_options(stop, strict=1),
         "the place of the look": with_options(stop, place=True),
         "given up with": with_options(stop, turned=True),
-        "expected (certified, samples)": lambda *given: stop(*given)[0],
+        "expected two values: (certified, samples)": lambda *given: stop(*given)[0],
     },
     "consistency_loss": {
         "the cross-entropy of the mean": with_options(consistency, fault="of the mean"),
@@ -250,7 +250,7 @@ WRONG = {
         "b is sigma / sqrt(2)": with_options(l1, narrow=1.0),
         "the wrong sign": with_options(l1, sign=1),
         "the factor 2 in the logarithm": with_options(l1, log=1),
-        "expected (uniform, laplace)": lambda *given: l1(*given)[0],
+        "expected two values: (uniform, laplace)": lambda *given: l1(*given)[0],
     },
     "defence_success": {
         "exactly k of its characters": with_options(defended, more=1),
@@ -266,6 +266,6 @@ WRONG = {
         "ddof=1": with_options(paired, ddof=0),
         "divide by the root": with_options(paired, power=0),
         "divides by n twice": with_options(paired, power=1),
-        "expected (gain, error)": lambda new, old: (new - old).mean(),
+        "expected two values: (gain, error)": lambda new, old: (new - old).mean(),
     },
 }  # fmt: skip

@@ -479,7 +479,7 @@ def test_explorers_at_their_limits():
 # No input, input of one kind, or tested through the functions that call them.
 NOT_HERE = {
     "attacks": {"Goal.ascend", "Goal.evaluate", "Goal.fooled", "Goal.logits", "check_attacked",
-                "columns", "cross_entropy", "fits", "given_or_fresh", "is_fooled",
+                "columns", "cross_entropy", "fits", "is_fooled",
                 "log_mean_softmax", "threat"},
     "bounds": {"at_most_n"},
     "certification": {"noise_generator"},
@@ -493,7 +493,6 @@ NOT_HERE = {
     "models": {"AblationCNN.forward", "Denoised.forward", "Denoiser.forward",
                "EfficientNetLite0.forward", "Grouped.forward", "available",
                "checkpoint_folder"},  # test_models.py
-    "robustness": {"progress_bar"},
     "smoothing": {"Ablation.check", "Noise.check", "Noise.copies", "answered", "as_given", "enough",
                   "noise_from"},  # test_noise.py
     "training": {"Recipe.objective", "Recipe.scheduler", "catastrophic_overfitting"},

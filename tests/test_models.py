@@ -110,6 +110,9 @@ def test_unknown_checkpoint_lists_the_known_ones():
 def test_only_known_architectures_are_saved(tmp_path):
     with pytest.raises(ValueError, match="model=Linear"):
         models.save(torch.nn.Linear(2, 2), tmp_path / "x")
+    for dtype in (torch.uint8, torch.int32, torch.bool):  # all weights would be 0, or 1
+        with pytest.raises(ValueError, match=f"dtype={dtype}: expected one of torch.float64"):
+            models.save(models.build("LeNet"), tmp_path / "x", dtype=dtype)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -232,7 +232,7 @@ def to_tensors(
         indices: which items; all of them if not given.
 
     Returns:
-        Images, float32 ``(n, C, H, W)``, and labels, int64 ``(n,)``.
+        Images ``(n, C, H, W)``, in the data set's dtype, and labels, int64 ``(n,)``.
 
     >>> pairs = [(torch.zeros(1, 2, 2), 3), (torch.ones(1, 2, 2), 4)]
     >>> images, labels = to_tensors(pairs)

@@ -292,7 +292,7 @@ class Denoised(nn.Module):
         return self.classifier((clean - low) / (high - low))
 
 
-def _one_group_each(model: Any, groups: Sequence[int]) -> None:
+def _one_group_each(groups: Sequence[int]) -> None:
     if sorted(set(groups)) != list(range(max(groups, default=-1) + 1)):
         raise ValueError(f"groups: expected numbers 0, 1, ... without a gap, got {shown(groups)}")
 
@@ -472,6 +472,9 @@ def _rebuild(content: dict[str, Any]) -> str:
     return f"Restore it with `git checkout`, or rebuild it with: {command}"
 
 
+_STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8)
+
+
 def save(
     model: nn.Module, path: str | Path, *, dtype: torch.dtype = torch.float32, **about: Any
 ) -> dict[str, Any]:
@@ -489,8 +492,10 @@ def save(
         The card.
 
     Raises:
-        ValueError: if the model is not a known architecture (:func:`load` could not rebuild it).
+        ValueError: if the model is not a known architecture (:func:`load` could not rebuild it), or
+            its weights would not survive in this dtype.
     """
+    one_of(*_STORED)("dtype", dtype)
     architecture = type(model).__name__
     if ARCHITECTURES.get(architecture) is not type(model):
         raise ValueError(f"model={architecture}: expected one of {', '.join(ARCHITECTURES)}")

@@ -793,6 +793,24 @@ def test_a_log_of_many_classes_goes_on_after_a_kill(crowd, tmp_path):
     assert rows(path) == rows(whole)
 
 
+@pytest.mark.filterwarnings("ignore:f returned NaN")
+def test_an_image_without_a_single_vote_is_a_row_like_others(crowd, tmp_path):
+    """Of 150 classes: what the network answers for it is no number."""
+    _, images, labels = crowd
+    path = tmp_path / "log.tsv"
+
+    def broken(x):
+        z = by_brightness(x)
+        return torch.where(x.flatten(1).mean(1, keepdim=True) > 0.85, torch.nan, z)
+
+    for _ in range(2):  # written, and read again
+        table = certification.certify_dataset(
+            SmoothedClassifier(broken, 0.01, 150), images, labels, path, **SETTINGS, batch_size=64
+        )
+        assert certification.vote_counts(table).sum(1).tolist() == [60] * 5 + [0]
+        assert table["predict"].tolist()[-1] == smoothing.ABSTAIN
+
+
 @pytest.mark.parametrize("cell", ["7:59 150:1", "7:", "x", "7:3,8:2", ":4", "-1:3", ""])
 def test_a_damaged_cell_of_votes_is_refused(crowd, tmp_path, cell):
     path = tmp_path / "log.tsv"
@@ -806,7 +824,9 @@ def test_a_damaged_cell_of_votes_is_refused(crowd, tmp_path, cell):
 
 def test_labels_beyond_the_classes_are_refused(case, tmp_path):
     g, images, labels = case
-    with pytest.raises(ValueError, match="labels 0 to 5: expected 0 to 1, the classes of the net"):
+    with pytest.raises(
+        ValueError, match="labels holds labels 0 to 5, but the model has 2 classes: expected 0"
+    ):
         certification.certify_dataset(g, images, labels * 5, tmp_path / "log.tsv", **SETTINGS)
     assert not list(tmp_path.iterdir())
 
@@ -840,6 +860,7 @@ def _minus(x, more=0.0):
     (torch.nn.Sequential(_Scaled(1.0)), torch.nn.Sequential(_Scaled(2.0))),
     (_seen_through(1.0), _seen_through(2.0)),
     (_seen_through(torch.ones(2)), _seen_through(2 * torch.ones(2))),
+    (_seen_through(torch.tensor(1.0)), _seen_through(torch.tensor(2.0))),
     (_plus, _minus),
     (partial(_plus, more=1.0), partial(_plus, more=2.0)),
     (partial(_plus, more=np.zeros(2)), partial(_plus, more=np.ones(2))),

@@ -67,6 +67,12 @@ def test_what_a_grader_would_stumble_over(blank, tmp_path, monkeypatch, capsys):
     assert "7 of 10 points by the visible checks" in said
 
 
+def test_code_that_ends_python_is_said_so(blank, tmp_path):
+    path = handed(blank, tmp_path, two="import os\nos._exit(0)")
+    with pytest.raises(checks.HomeworkError, match=r"hw1\.ipynb: its code ended Python"):
+        checks.check_before(path)
+
+
 def test_without_the_blank_one_it_says_so(blank, tmp_path):
     path = handed(blank, tmp_path)
     (tmp_path / "blank" / "hw1.ipynb").unlink()

@@ -341,6 +341,8 @@ def test_what_a_message_compares():
     assert harness.integer(torch.tensor(3), "an int") == 3
     with pytest.raises(harness.Wrong, match=r"returns 0\.5"):
         harness.integer(0.5, "an int")
+    with pytest.raises(harness.Wrong, match="returns inf, expected an int"):
+        harness.integer(float("inf"), "an int")
 
 
 class Ends:

@@ -32,6 +32,13 @@ def test_what_behaves_is_left_alone(tmp_path):
     assert (code, why, said.strip()) == (3, "", str(tmp_path))
 
 
+def test_what_was_stopped_by_hand_can_go_on(tmp_path):
+    contain.stop_all()
+    assert run("import time; time.sleep(50)", tmp_path)[1] == "by hand"
+    contain.go_on()
+    assert run("pass", tmp_path)[:2] == (0, "")
+
+
 def test_one_large_piece_of_memory_is_refused(tmp_path):
     code, why, said = run("try: bytearray(20 * 2**30)\nexcept MemoryError: print('no')", tmp_path)
     assert (code, why, said) == (0, "", "no\n")

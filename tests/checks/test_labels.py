@@ -203,6 +203,23 @@ def test_a_check_above_its_answer_is_moved_below():
     assert found.notes == ["sample-batch-graded stood above its answer and was moved below it"]
 
 
+def test_a_release_may_begin_with_a_text_and_stays_as_it_is():
+    """A labelled cell that is no answer; a cell that is put back is a copy."""
+    release = nbformat.v4.new_notebook(cells=copy.deepcopy(BLANK.cells))
+    kept = [cell for cell in release.cells if labels.name_of(cell)]
+    release.cells = [kept[1], *[cell for cell in release.cells if cell is not kept[1]]]
+    assert not labels.label(kept[1])["solution"]
+    whole = copy.deepcopy(release)
+    notebook = copy.deepcopy(release)
+    notebook.cells = [c for c in notebook.cells if labels.name_of(c) != labels.name_of(kept[1])]
+    labels.restore(copy.deepcopy(release), release)
+    found = labels.restore(notebook, release)
+    assert found.notes == [f"{labels.name_of(kept[1])} was missing and put back"]
+    for cell in notebook.cells:
+        cell.metadata["tags"] = ["mine"]
+    assert release == whole
+
+
 def test_another_notebook_is_not_taken_for_the_homework():
     other = nbformat.read(homework.ROOT / "notebooks" / "01_adversarial_examples.ipynb", 4)
     found = labels.restore(other, BLANK)

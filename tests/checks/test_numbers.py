@@ -172,6 +172,8 @@ def test_points_that_do_not_agree_are_refused(tiny_source):
     ("n = 7\n", "n = 7\nm = 8\n", "nothing in the notebook shows m"),
     ("[values]", "[value]", "'values' is not as needed"),
     ("[seeds]", "[seeds", "is not as needed"),
+    ("two-graded = 4", "two-graded = 0", "points.two-graded=0: expected a number above 0"),
+    ("two-graded = 4", "two-graded = 'four'", "points.two-graded='four': expected a number above"),
 ])  # fmt: skip
 def test_a_toml_that_does_not_fit_is_refused(tiny_source, old, new, message):
     path = tiny_source / "hw1.toml"

@@ -424,6 +424,9 @@ def pictures():
 def whole():
     return torch.ones(6, 1, 8, 8, dtype=torch.int64), torch.zeros(6, dtype=torch.long)
 
+def below():
+    return torch.zeros(2, 1, 8, 8), torch.tensor([0, -1])
+
 def wrong():
     return torch.zeros(6, 1, 8, 8), torch.zeros(5, dtype=torch.long)
 
@@ -882,7 +885,11 @@ def test_a_folder_of_pictures(trustml, own, monkeypatch):
     for folder, pictures, message in (
         ("none", [], "no pictures in this folder"),
         ("mixed", [("0/a.png", (8, 8)), ("cat/a.png", (8, 8))], "either all or none"),
-        ("far", [("7/a.png", (8, 8))], "labels up to 7: own_nets:build has 3 classes"),
+        (
+            "far",
+            [("7/a.png", (8, 8))],
+            "data='far' holds labels 7 to 7, but the model has 3 classes: expected",
+        ),
     ):
         Path(folder).mkdir()
         _pictures(Path(folder), pictures)
@@ -940,6 +947,8 @@ def test_a_denoiser_in_front(trustml, own, monkeypatch):
     alone, front = (certification.read_log(f"{name}.tsv") for name in ("alone", "front"))
     assert (front["count_1"] == 100).all()
     assert not (alone["count_1"] == 100).all()
+    code, _, err = trustml(line.format("none.tsv") + " --denoiser own_nets:number")
+    assert (code, "denoiser='own_nets:number': expected a network" in err) == (2, True)
 
 
 @pytest.mark.parametrize(("largest", "places"), [
@@ -958,9 +967,10 @@ def test_summaries_have_radii_where_there_is_something_to_see(capsys, largest, p
 def test_audit_of_two_class_radii(trustml, own):
     line = "certify own_nets:build two.tsv --data own.npz --sigma 0.25 --n0 10 --n 1000"
     assert trustml(f"{line} --bound two_class")[0] == 0
-    code, out, err = trustml("audit two.tsv")
-    assert code == 0, err
-    assert "impossible under alpha 0.001, n 1,000: none" in out
+    for stated in ("", " --alpha 0.001", " --n 1000"):  # the other one as in the JSON
+        code, out, err = trustml(f"audit two.tsv{stated}")
+        assert code == 0, err
+        assert "impossible under alpha 0.001, n 1,000: none" in out
 
 
 @pytest.mark.parametrize(
@@ -1015,6 +1025,8 @@ def test_ablation_of_ones_own_network(trustml, own):
     assert found["predict"].tolist() == [0, 1, 1, 1, 1, 1]
     code, out, err = trustml("audit log.tsv")
     assert code == 0, err
+    code, _, err = trustml("audit log.tsv --sigma 0.5")
+    assert (code, "sigma=0.5: the noise of log.tsv has none, it is Ablation" in err) == (2, True)
     more = Path("log.tsv").read_text().replace(f"{most:.6f}", f"{most + 1:.6f}", 1)
     Path("log.tsv").write_text(more)
     code, out, _ = trustml("audit log.tsv")
@@ -1217,6 +1229,15 @@ def test_diagnose_asks_about_the_attack_that_it_is_told(trustml, own, monkeypatc
     assert len(asked) == 2
 
 
-def test_labels_that_the_network_does_not_know(trustml, own):
-    code, _, err = trustml("attack own_nets:build --data own_nets:beyond --eps 0.1")
-    assert (code, "labels up to 7: own_nets:build has 3 classes" in err) == (2, True)
+@pytest.mark.parametrize(("images", "labels"), [("beyond", "0 to 7"), ("below", "-1 to 0")])
+def test_labels_that_the_network_does_not_know(trustml, own, images, labels):
+    code, _, err = trustml(f"attack own_nets:build --data own_nets:{images} --eps 0.1")
+    said = f"data='own_nets:{images}' holds labels {labels}, but the model has 3 classes"
+    assert (code, said in err) == (2, True)
+
+
+def test_the_suite_on_a_network_of_three_classes(trustml, own):
+    line = "attack own_nets:build --data own.npz --attack suite --eps 0.1 --steps 2 --queries 5"
+    code, out, err = trustml(line)
+    assert code == 0, err
+    assert "APGD-margin" in out

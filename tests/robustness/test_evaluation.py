@@ -113,10 +113,11 @@ def test_an_attack_that_draws_or_trains_does_not_disturb(awkward):
         torch.rand(3)
         return x
 
-    robustness.robust_correct(awkward, x, y, rude)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert not awkward.body[4].training
-    assert awkward.body[1].training
+    for evaluate in (robustness.robust_correct, robustness.targeted_success):
+        evaluate(awkward, x, y, rude)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert not awkward.body[4].training
+        assert awkward.body[1].training
 
 
 def test_an_attack_that_returns_other_images(six):

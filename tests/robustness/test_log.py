@@ -116,6 +116,23 @@ def test_another_network_and_damaged_files_are_refused(case, tmp_path):
         attack_log.read_attack_log(tmp_path / "b.csv")
 
 
+def test_a_function_of_other_source_is_refused(case, tmp_path):
+    """It has no weights by which to tell it; a log from before that was recorded goes on."""
+    _, x, y = case
+    path = tmp_path / "a.csv"
+
+    def network(z, first=0):
+        return z[:, first : first + 2]
+
+    log = run(network, x, y, make, path)
+    with pytest.raises(ValueError, match=r"another network|of other attributes or source"):
+        run(partial(network, first=2), x, y, make, path)
+    about = json.loads((tmp_path / "a.json").read_text())
+    del about["model_code_sha256"]
+    (tmp_path / "a.json").write_text(json.dumps(about))
+    pd.testing.assert_frame_equal(run(network, x, y, make, path), log)
+
+
 def test_other_images_or_labels_are_refused(case, tmp_path):
     """Of the same number; logs that do not say which they were made of go on."""
     model, x, y = case

@@ -17,7 +17,7 @@ import torch
 from helpers import Awkward, assert_same, snapshot
 
 from trustml_helpers import attacks, bounds, models, sequential, smoothing
-from trustml_helpers.smoothing import ABSTAIN, SmoothedClassifier
+from trustml_helpers.smoothing import ABSTAIN, Ablation, Laplace, SmoothedClassifier
 
 Phi = scipy.stats.norm.cdf
 
@@ -448,7 +448,14 @@ def test_another_sigma_than_the_checkpoints_is_reported():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         SmoothedClassifier(model, 0.5, 10)
+        SmoothedClassifier(model, Laplace(0.5), 10)
         SmoothedClassifier(models.load("mnist_smallcnn_standard"), 0.5, 10)
+    with pytest.warns(
+        UserWarning, match=r"Ablation\(keep=45, pixels=784\): this checkpoint was trai"
+    ):
+        SmoothedClassifier(model, Ablation(45), 10)
+    with pytest.warns(UserWarning, match=r"Gaussian\(sigma=0.5\): this checkpoint .* with keep 45"):
+        SmoothedClassifier(models.load("mnist_ablation_45"), 0.5, 10)
 
 
 @pytest.mark.parametrize(("n", "alpha"), [(3, 0.5), (20, 0.001), (101, 0.05), (400, 0.001)])

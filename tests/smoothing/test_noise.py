@@ -384,7 +384,8 @@ def test_images_of_another_size_are_refused(shape):
     g = SmoothedClassifier(seen_pixels, Ablation(2, 16), 2)
     calls = [lambda x: g.sample_under_noise(x, 5), lambda x: g.predict(x, 5, 0.1),
              lambda x: g.certify(x, 5, 50, 0.1), lambda x: g.certify_at_radius(x, 1, 0.1, 50),
-             lambda x: g.certify_anytime(x, 1, 0.1, 50)]  # fmt: skip
+             lambda x: g.certify_anytime(x, 1, 0.1, 50),
+             lambda x: Ablation(2, 16)(x, seeded())]  # fmt: skip
     for call in calls:
         with pytest.raises(ValueError, match=r"x=.*of 16 pixels; for others pass Ablation\(2, pix"):
             call(torch.zeros(shape))

@@ -354,6 +354,7 @@ MISFITS = {
          r"x=.*expected images \(n, C, \.\.\.\) of 9 pixels; .*Ablation\(2, pixels=...\)")],
     "smoothing.votes._classes_and_n": [
         ({"top": torch.tensor([3])}, "top=.*one of 3 classes for each image"),
+        ({"top": torch.tensor([1.0])}, "top=.* as a whole number"),
         ({"top": torch.tensor([0, 1])}, "top="), ({"n": 94}, "n=94: expected at least the votes")],
     "smoothing.votes.enough": [({"n": 2}, "n=2: even 2 equal votes .*use at least n=4"),
                                ({"n": 4, "alpha": 0.01}, "use at least n=7")],
@@ -416,12 +417,12 @@ UNDECLARED = {
         "certification.draw_study", "certification.mismatch", "certification.study_curves",
         "certification.summarise"},
     "no arguments, or a network, a tensor or numbers that are looked at as they are": {
-        "attacks.columns", "attacks.given_or_fresh", "attacks.is_fooled",
+        "attacks.columns", "attacks.is_fooled",
         "attacks.log_mean_softmax", "certification.fingerprint",
         "data.course_folder", "data.data_folder",
         "data.load_groups", "data.load_photos",
         "models.AblationCNN.forward",
-        "models.available", "models.checkpoint_folder", "robustness.progress_bar",
+        "models.available", "models.checkpoint_folder",
         "smoothing.answered", "smoothing.as_given", "training.catastrophic_overfitting",
         "widgets.Explorer.figure"},
     "in the inner loop of votes, behind their declarations": {"smoothing.Noise.copies"},

@@ -144,6 +144,17 @@ def test_triangular_rate(blobs):
     assert history["lr"].iloc[-1] == rates[-1] == pytest.approx(0.001)
 
 
+@pytest.mark.parametrize(("top", "steps"), [(0.5, 2), (0.1, 10)])
+def test_a_rise_of_one_step_begins_at_the_peak(top, steps):
+    optimizer = torch.optim.SGD(linear().parameters(), lr=1.0)
+    scheduler, rates = training.triangular(0.1, top=top)(optimizer, steps), []
+    for _ in range(steps):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step() if len(rates) < steps else None
+    assert rates == pytest.approx(np.linspace(0.1, 0.001, steps))
+
+
 @pytest.mark.slow
 def test_adversarial_training_lowers_the_worst_case():
     """One strong feature and twenty weak ones that eps = 0.5 can reverse: only standard training

@@ -154,7 +154,7 @@ def digest(*tensors: Tensor) -> str:
     found = hashlib.sha256()
     for tensor in tensors:
         found.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-        for rows in tensor.split(4096):  # in parts: no copy of the whole
+        for rows in torch.atleast_1d(tensor).split(4096):  # in parts: no copy of the whole
             found.update(raw_bytes(rows))
     return found.hexdigest()
 

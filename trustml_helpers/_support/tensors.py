@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -83,7 +84,7 @@ def _bounds(value: Any) -> Bounds:
     if value is None:
         return None
     low, high = value
-    if not low - high < 0:  # letters have an order, too, but no difference
+    if not -math.inf < low - high < 0:  # letters have an order, too, but no difference
         raise ValueError
     return low, high
 
@@ -107,7 +108,7 @@ GENERATOR = maybe(
 )
 BOUNDS = Rule(
     "the smallest and the largest valid value, such as (0, 1), or None for unbounded data",
-    _bounds, ((1, 0), (0, 0), 1, "01"),
+    _bounds, ((1, 0), (0, 0), 1, "01", (0, math.inf)),
 )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ Everything is in the units of the pixels, so ``eps=8 / 255`` for a budget of 8 g
 A model is any callable from images to logits ``(n, K)``; it is left exactly as it was found.
 """
 
-from trustml_helpers._support.randomness import given_or_fresh
 from trustml_helpers._support.tensors import Bounds
 from trustml_helpers.attacks.gradient import fgsm, fgsm_rs, pgd, pgd_smoothed, sign_noise
 from trustml_helpers.attacks.losses import (
@@ -32,6 +31,6 @@ from trustml_helpers.attacks.strong import auto_pgd, square, suite
 __all__ = [
     "LOSSES", "NORMS", "Attack", "Bounds", "Goal", "Loss", "Model", "NotDifferentiable",
     "auto_pgd", "check_attacked", "columns", "cross_entropy", "dlr", "dlr_targeted", "fgsm",
-    "fgsm_rs", "fits", "given_or_fresh", "is_fooled", "log_mean_softmax", "margin", "pgd",
+    "fgsm_rs", "fits", "is_fooled", "log_mean_softmax", "margin", "pgd",
     "pgd_smoothed", "sign_noise", "square", "suite", "threat",
 ]  # fmt: skip

@@ -1,8 +1,4 @@
-"""Attacks: find ``x_adv`` in a ball around x, and in the box of valid images, that fools a model.
-
-Everything is in the units of the pixels, so ``eps=8 / 255`` for a budget of 8 grey levels.
-A model is any callable from images to logits ``(n, K)``; it is left exactly as it was found.
-"""
+"""Attacks that follow the gradient: FGSM, FGSM-RS, PGD, and PGD on the smoothed classifier."""
 
 from __future__ import annotations
 

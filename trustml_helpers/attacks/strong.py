@@ -259,7 +259,8 @@ def suite(
         generator: shared by all; fresh entropy if not given.
 
     Returns:
-        ``{name: (model, x, y) -> x_adv}``, for :func:`robustness.robust_accuracy`.
+        ``{name: (model, x, y) -> x_adv}``, for :func:`robustness.broken_by` and
+        :func:`robustness.attack_matrix`; its ``.values()`` for :func:`robustness.robust_accuracy`.
 
     Source: Croce & Hein (2020), section 5.
 

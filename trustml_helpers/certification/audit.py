@@ -44,6 +44,7 @@ class Audit:
     Attributes:
         rows: number of rows.
         fits: every ``(alpha, n)`` of the grid under which all radii are possible.
+        stated: the ``(alpha, n)`` that was claimed, if one was.
         impossible: idx of rows whose radius no count gives under the stated alpha and n.
         rounded_up: idx of rows possible only if the radius was rounded up: they claim too much.
         missing: idx that the regular step of the log skips.

@@ -41,7 +41,7 @@ def count_columns(classes: int) -> list[str]:
 def count_cells(counts: Sequence[int]) -> list[str]:
     """What a row says under :func:`count_columns`."""
     if len(counts) > DENSE:
-        return [" ".join(f"{k}:{votes}" for k, votes in enumerate(counts) if votes)]
+        return [" ".join(f"{k}:{votes}" for k, votes in enumerate(counts) if votes) or "0:0"]
     return [str(votes) for votes in counts]
 
 
@@ -71,6 +71,8 @@ def read_log(path: str | Path, bound: str | None = None) -> pd.DataFrame:
     try:
         about = read_settings(settings_file(path))
         return rebound(table, noise_from(about), about["n"], about["alpha"], bound)
+    except LogError:  # the rows themselves
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise LogError(
             f"bound={bound!r}: the JSON beside {path} does not say sigma, n and alpha as they were "

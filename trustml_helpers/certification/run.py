@@ -19,7 +19,7 @@ from trustml_helpers._support.calling import code_of, digest, fingerprint, raw_b
 from trustml_helpers._support.ledger import Ledger, LogError, joined
 from trustml_helpers._support.processes import progress_bar, team
 from trustml_helpers._support.randomness import keyed_generator
-from trustml_helpers._support.tensors import IMAGES, LABELS, one_label_each
+from trustml_helpers._support.tensors import IMAGES, LABELS, classes, label_range, one_label_each
 from trustml_helpers.certification.log import COLUMNS, count_cells, count_columns, floor, read_log
 from trustml_helpers.smoothing import BOUND, DTYPES, LAYOUTS, SHARES, Execution, SmoothedClassifier
 
@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
 def _labelled(smoothed: SmoothedClassifier, images: Tensor, labels: Tensor) -> None:
     one_label_each(images, labels.to(images.device))
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < smoothed.num_classes:
-        raise ValueError(f"labels {int(labels.min())} to {int(labels.max())}: expected 0 to "
-                         f"{smoothed.num_classes - 1}, the classes of the network")  # fmt: skip
+    classes(label_range(labels), smoothed.num_classes, "labels")
 
 
 def _numbers_fit(images: Tensor, indices: list[int] | None, numbers: list[int] | None) -> None:
@@ -81,9 +79,9 @@ def certify_dataset(
         seed: of the noise.
         resume: go on with an existing log of the same settings; otherwise an existing log is an
             error.
-        batch_size, layout, dtype, compiled: how to run the network, see ``execution.Execution``.
+        batch_size, layout, dtype, compiled: how to run the network, see ``smoothing.Execution``.
             What is not given is taken from the log to be resumed; for a new one, batch size and
-            layout are found by ``execution.search``, the dtype is the network's own, and nothing
+            layout are found by ``smoothing.search``, the dtype is the network's own, and nothing
             is compiled. They are recorded, since logits depend on them in the last digit.
         progress: show a progress bar.
 
@@ -130,10 +128,9 @@ def _settled(
     numbers = range(len(images)) if numbers is None else numbers
     place = {number: k for k, number in enumerate(numbers)}
     order = [numbers[k] for k in (range(len(images)) if indices is None else indices)]
-    classes = smoothed.num_classes
-    ledger = Ledger(path, "\t".join([*COLUMNS, *count_columns(classes)]))
+    ledger = Ledger(path, "\t".join([*COLUMNS, *count_columns(smoothed.num_classes)]))
     settings |= smoothed.noise.settings | {
-        "num_classes": classes,
+        "num_classes": smoothed.num_classes,
         "shares_of_alpha": list(SHARES) if settings["bound"] == "two_class" else [1.0],
         "model_sha256": fingerprint(smoothed.base_classifier),
         "model_code_sha256": code_of(smoothed.base_classifier), "device": images.device.type,
@@ -164,7 +161,7 @@ def _settled(
                 _same_images(ledger, known, images, labels, place, these)
                 ledger.begin(None if known == known | these else known | these)
             # A row has at most so many bytes.
-            ledger.check_space(len(set(order) - rows.keys()) * (60 + 11 * classes))
+            ledger.check_space(len(set(order) - rows.keys()) * (60 + 11 * smoothed.num_classes))
             return found, set(rows)
 
         execution, done = us.first(begin)

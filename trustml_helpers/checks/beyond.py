@@ -20,6 +20,7 @@ from trustml_helpers.checks.harness import (
     integer,
     number,
     tensor,
+    two_values,
 )
 
 
@@ -121,10 +122,9 @@ def when_to_stop(answer: Answer, case: Cases, generator: torch.Generator) -> Non
         with case(name):
             given = (votes.copy(), looks.copy(), success.copy(), futility.copy())
             found = answer(*given)
-            if not isinstance(found, tuple | list) or len(found) != 2:
-                raise Wrong(f"returns {type(found).__name__}, expected (certified, samples)")
-            certified = number(found[0], "True or False")
-            samples = integer(found[1], "a number of votes")
+            certified, samples = two_values(found, "(certified, samples)")
+            certified = number(certified, "True or False")
+            samples = integer(samples, "a number of votes")
             if samples == after != looks[after]:
                 raise Wrong(f"samples is {samples}, the place of the look; give its number of "
                             f"votes, {looks[after]}")  # fmt: skip
@@ -202,8 +202,7 @@ def paired_gain(answer: Answer, case: Cases, generator: torch.Generator) -> None
         error = float(apart.std(ddof=1)) / math.sqrt(size)
         with case(name):
             found = answer(new.copy(), old.copy())
-            if not isinstance(found, tuple | list) or len(found) != 2:
-                raise Wrong(f"returns {type(found).__name__}, expected (gain, error)")
+            found = two_values(found, "(gain, error)")
             gain = number(found[0], "a mean difference")
             signs = {"old minus new: a gain is new minus old": float(-apart.mean())}
             agree(gain, float(apart.mean()), signs, unit=" pixel units", tolerance=1e-9)
@@ -269,8 +268,7 @@ def l1_radii(answer: Answer, case: Cases, generator: torch.Generator) -> None:
         half, scale = math.sqrt(3) * sigma, sigma / math.sqrt(2)
         with case(name):
             found = answer(p_a, sigma)
-            if not isinstance(found, tuple | list) or len(found) != 2:
-                raise Wrong(f"returns {type(found).__name__}, expected (uniform, laplace)")
+            found = two_values(found, "(uniform, laplace)")
             expected = float(smoothing.Uniform(sigma).radius(p_a))
             agree(number(found[0], "the radius of uniform noise"), expected, {
                 "uniform: L is sqrt(3) sigma, so that the standard deviation is sigma":

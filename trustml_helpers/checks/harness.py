@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import io
+import math
 import sys
 import traceback
 import warnings
@@ -321,9 +322,16 @@ def number(found: Any, what: str) -> float:
 def integer(found: Any, what: str) -> int:
     """The answer as an int; Wrong if it is none."""
     value = number(found, what)
-    if value != int(value):
+    if not math.isfinite(value) or value != int(value):
         raise Wrong(f"returns {value:g}, expected {what}")
     return int(value)
+
+
+def two_values(found: Any, names: str) -> Any:
+    """The answer, if it has two entries; Wrong if not."""
+    if not isinstance(found, tuple | list | Tensor | np.ndarray) or len(found) != 2:
+        raise Wrong(f"returns {type(found).__name__}, expected two values: {names}")
+    return found
 
 
 def agree(

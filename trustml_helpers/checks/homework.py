@@ -45,6 +45,7 @@ from trustml_helpers.checks.harness import (
     modes,
     number,
     tensor,
+    two_values,
     untouched,
 )
 from trustml_helpers.checks.smoothing import (
@@ -62,9 +63,7 @@ from trustml_helpers.smoothing import ABSTAIN
 
 
 def _two_numbers(found: Any, names: str) -> tuple[float, float]:
-    if not isinstance(found, tuple | list | Tensor | np.ndarray) or len(found) != 2:
-        raise Wrong(f"returns {type(found).__name__}, expected two values: {names}")
-    first, second = (number(each, names) for each in found)
+    first, second = (number(each, names) for each in two_values(found, names))
     return first, second
 
 

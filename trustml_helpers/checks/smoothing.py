@@ -25,6 +25,7 @@ from trustml_helpers.checks.harness import (
     left_alone,
     number,
     tensor,
+    two_values,
     untouched,
 )
 from trustml_helpers.smoothing import ABSTAIN
@@ -473,10 +474,9 @@ def certificate(
     n0, n, k, alpha = sum(first), sum(second), second[top], 0.001
     sample = Votes(first, second)
     found = answer(sample, n0, n, alpha, sigma)
-    if not isinstance(found, tuple | list) or len(found) != 2:
-        raise Wrong(f"returns {type(found).__name__}, expected two values: class and radius")
-    label = integer(found[0], "a class or -1")
-    radius = number(found[1], "a radius, 0.0 when abstaining")
+    first_value, second_value = two_values(found, "class and radius")
+    label = integer(first_value, "a class or -1")
+    radius = number(second_value, "a radius, 0.0 when abstaining")
     if len(sample.asked) == 1:
         raise Wrong(f"draws one sample of {sample.asked[0]}: the samples that select may not be "
                     "counted again. Draw n0 to select and n fresh ones to count")  # fmt: skip
@@ -579,13 +579,11 @@ def worst_classifier(answer: Answer, case: Cases, generator: torch.Generator) ->
 
 def _worst(found: Any, p: Any, q: Any, least: float) -> None:
     """Wrong unless f is allowed, has the smallest probability at x + delta, and says so."""
-    if not isinstance(found, tuple | list) or len(found) != 2:
-        raise Wrong(f"returns {type(found).__name__}, expected two values: f and its probability "
-                    "at x + delta")  # fmt: skip
-    if found[0] is None:
+    shares, said = two_values(found, "f and its probability at x + delta")
+    if shares is None:
         raise Wrong("f is None: linprog found no solution; are the signs of A_ub and b_ub right?")
-    f = tensor(found[0], torch.as_tensor(p), "f, one share per cell").numpy()
-    said = number(found[1], "the probability of A at x + delta")
+    f = tensor(shares, torch.as_tensor(p), "f, one share per cell").numpy()
+    said = number(said, "the probability of A at x + delta")
     if f.max() > 1 + 1e-6 or f.min() < -1e-6:
         raise Wrong(f"f reaches from {f.min():.3g} to {f.max():.3g}: a share lies in [0, 1]. The "
                     "default of linprog is 0 to infinity: bounds=(0, 1)")  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command line: train, attack, diagnose, certify, predict, plot, audit, course; see --help."""
+"""The command line; ``trustml --help`` lists its commands."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def attack(
     inputs.check_output(output)
     data_set = inputs.data_for(model, data_set)
     chosen = inputs.images(data_set, split, root, every, limit)
-    network, chosen, _ = inputs.ready(model, chosen, groups, inputs.device(device))
+    network, chosen, classes = inputs.ready(model, chosen, groups, inputs.device(device))
     x, y, numbers, _ = chosen
     about: dict[str, Any] = {
         "attack": one_of(*NAMES)("attack", attack), "norm": norm, "eps": eps, "steps": steps,
@@ -71,7 +71,7 @@ def attack(
     }  # fmt: skip
 
     def make(generator: torch.Generator) -> dict[str, attacks.Attack]:
-        return _attacks(generator, **about)
+        return _attacks(generator, classes, **about)
 
     for one in make(torch.Generator()).values():
         one(network, x[:0], y[:0])  # a wrong argument ends here, before any work
@@ -120,11 +120,11 @@ def diagnose(
     if anything is flagged.
     """
     chosen = inputs.images(inputs.data_for(model, data_set), split, root, every, limit)
-    network, (x, y, *_), _ = inputs.ready(model, chosen, groups, inputs.device(device))
+    network, (x, y, *_), classes = inputs.ready(model, chosen, groups, inputs.device(device))
     generator = torch.Generator(x.device).manual_seed(seed)
     (asked,) = _attacks(
-        generator, attack=one_of(*BY_GRADIENT)("attack", attack), norm=norm, eps=eps, steps=steps,
-        step_size=step_size, restarts=restarts, queries=queries, loss=loss,
+        generator, classes, attack=one_of(*BY_GRADIENT)("attack", attack), norm=norm, eps=eps,
+        steps=steps, step_size=step_size, restarts=restarts, queries=queries, loss=loss,
     ).values()  # fmt: skip
     with suppress(attacks.NotDifferentiable):  # which the report says
         asked(network, x[:0], y[:0])  # a wrong argument ends here, before any work
@@ -143,7 +143,7 @@ def _batch(given: int | None, x: torch.Tensor) -> int:
 
 
 def _attacks(
-    generator: torch.Generator, *, attack: str, norm: str, eps: float, steps: int,
+    generator: torch.Generator, classes: int, *, attack: str, norm: str, eps: float, steps: int,
     step_size: float | None, restarts: int, queries: int, loss: str,
 ) -> dict[str, attacks.Attack]:  # fmt: skip
     """The attacks of one name, in the order to run them."""
@@ -152,7 +152,7 @@ def _attacks(
         return {"FGSM": partial(attacks.fgsm, loss=loss, **common)}
     common["generator"] = generator
     if attack == "suite":
-        return attacks.suite(steps=steps, queries=queries, **common)
+        return attacks.suite(num_classes=classes, steps=steps, queries=queries, **common)
     if attack == "square":
         return {"Square": partial(attacks.square, queries=queries, **common)}
     common |= {"steps": steps, "restarts": restarts, "loss": loss, "keep": "first"}

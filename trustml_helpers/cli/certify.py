@@ -219,8 +219,10 @@ def audit(
     if not about:
         raise ValueError(f"sigma: there are no settings beside {log}; pass --sigma")
     noise = smoothing.noise_from(about)
-    if alpha is None and n is None:
-        alpha, n = known.get("alpha"), known.get("n")
+    if sigma is not None and not hasattr(noise, "sigma"):
+        raise ValueError(f"sigma={sigma:g}: the noise of {log} has none, it is {noise}")
+    alpha = known.get("alpha") if alpha is None else alpha
+    n = known.get("n") if n is None else n
     bound = known.get("bound", "one_class")
     found = certification.audit_log(table, noise, alpha=alpha, n=n, bound=bound)
     typer.echo(f"{noise}, radii in {noise.norm}")
@@ -278,7 +280,7 @@ def _smoothed(
     if denoiser is not None:
         if not hasattr(noise, "sigma"):
             raise ValueError(f"denoiser={denoiser!r}: takes a sigma, which {noise} has not")
-        front = inputs.network(denoiser)
+        front = inputs.network(denoiser, "denoiser")
         model = models.Denoised(front, model, about["sigma"]).to(where).eval()
     return smoothing.SmoothedClassifier(model, noise, classes), chosen
 

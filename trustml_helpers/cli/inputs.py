@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from trustml_helpers import data, models, smoothing
 from trustml_helpers._support.arguments import declared, maybe, whole, wholes
 from trustml_helpers._support.calling import logits_of, suited_batch
-from trustml_helpers._support.tensors import IMAGES, LABELS, one_label_each, value_range
+from trustml_helpers._support.tensors import (
+    IMAGES,
+    LABELS,
+    label_range,
+    one_label_each,
+    value_range,
+)
+from trustml_helpers._support.tensors import classes as one_of_the_classes
 
 
 def option(words: str, *names: str, **more: Any) -> Any:
@@ -84,7 +91,8 @@ Groups = Annotated[str | None, option(
 )]  # fmt: skip
 Denoiser = Annotated[str | None, option(
     "Put this in front of the network, as denoised smoothing does: mnist_denoiser, photo_denoiser, "
-    "or module:name, what takes noisy images and sigma and returns images, or returns one."
+    "or module:name, a module that takes noisy images and sigma and returns images, or a function "
+    "that returns one."
 )]  # fmt: skip
 Alpha = Annotated[float, option("Error probability per image.")]
 Every = Annotated[int, option("Take every k-th image: 0, k, 2k, ...")]
@@ -111,19 +119,19 @@ class Images(NamedTuple):
     origin: dict[str, Any]  # what a log says of them: data, split, labels_from, files
 
 
-def network(name: str) -> Any:
+def network(name: str, option: str = "model") -> Any:
     """A checkpoint by its name or path, or what ``module:attribute`` holds or returns."""
     if name.endswith(".py"):
-        raise ValueError(f"model={name!r}: expected module:attribute, such as {Path(name).stem}:f "
-                         "for f in this file")  # fmt: skip
+        raise ValueError(f"{option}={name!r}: expected module:attribute, such as "
+                         f"{Path(name).stem}:f for f in this file")  # fmt: skip
     if not _is_attribute(name):
         return models.load(name)
-    found = _attribute("model", name)
+    found = _attribute(option, name)
     if callable(found) and not isinstance(found, nn.Module):
         found = found()
     if not callable(found):
-        raise ValueError(f"model={name!r}: expected a network or a function that returns one, got "
-                         f"{type(found).__name__}")  # fmt: skip
+        raise ValueError(f"{option}={name!r}: expected a network or a function that returns one, "
+                         f"got {type(found).__name__}")  # fmt: skip
     return found.eval() if isinstance(found, nn.Module) else found
 
 
@@ -203,8 +211,7 @@ def ready(
         y = models.predict(model, seen(x), batch_size=suited_batch(x)).cpu()
         typer.echo("no labels: a picture counts as what the network says of it as it is", err=True)
         origin = origin | {"labels_from": "the network itself, without noise"}
-    if int(y.max()) >= classes:
-        raise ValueError(f"labels up to {int(y.max())}: {name} has {classes} classes")
+    one_of_the_classes(label_range(y), classes, f"data={origin['data']!r}")
     if groups is not None:
         group = data.load_groups()[0] if groups == "imagenet" else _groups(groups, classes)
         if len(group) != classes:
@@ -265,13 +272,13 @@ def device(name: str | None) -> torch.device:
     return found
 
 
-def check_output(output: Path | None) -> None:
+def check_output(output: Path | None, option: str = "output") -> None:
     """Raise ValueError, before any work, if a file could not be written for want of its folder, or
     where a folder is."""
     if output is not None and output.is_dir():
-        raise ValueError(f"output={str(output)!r}: is a folder; name a file in it")
+        raise ValueError(f"{option}={str(output)!r}: is a folder; name a file in it")
     if output is not None and not output.resolve().parent.is_dir():
-        raise ValueError(f"output={str(output)!r}: the folder does not exist; create it first")
+        raise ValueError(f"{option}={str(output)!r}: the folder does not exist; create it first")
 
 
 def print_share(name: str, share: float, images: int) -> None:

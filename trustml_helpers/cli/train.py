@@ -65,7 +65,7 @@ def train(
         raise ValueError(f"name={name!r}: {path} exists; pass --overwrite to replace it")
     if Path(name).name != name:
         raise ValueError(f"name={name!r}: expected a plain name; the folder goes into --out")
-    check_output(history_file)
+    check_output(history_file, "history")
     plan = _plan(recipe, sigma=sigma, eps=eps, epochs=epochs)
     generator = torch.Generator().manual_seed(seed)
     goal, model = plan.objective(generator), models.build(plan.architecture, seed=seed)

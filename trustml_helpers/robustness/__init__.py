@@ -1,6 +1,5 @@
 """Robust accuracy, the model-by-attack matrix, whether to believe them, and logs of attacks."""
 
-from trustml_helpers._support.processes import progress_bar
 from trustml_helpers.robustness.diagnosis import Diagnosis, Finding, diagnose
 from trustml_helpers.robustness.evaluation import (
     accuracy,
@@ -15,6 +14,6 @@ from trustml_helpers.robustness.log import attack_dataset, read_attack_log, summ
 
 __all__ = [
     "Diagnosis", "Finding", "accuracy", "attack_dataset", "attack_matrix", "broken_by", "correct",
-    "diagnose", "progress_bar", "read_attack_log", "robust_accuracy", "robust_correct", "summary",
+    "diagnose", "read_attack_log", "robust_accuracy", "robust_correct", "summary",
     "targeted_success",
 ]  # fmt: skip

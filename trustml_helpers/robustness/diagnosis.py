@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trustml_helpers._support.arguments import declared, whole
 from trustml_helpers._support.calling import logits_of, unchanged
+from trustml_helpers._support.randomness import given_or_fresh
 from trustml_helpers.attacks import (
     Attack,
     Bounds,
@@ -23,7 +24,6 @@ from trustml_helpers.attacks import (
     NotDifferentiable,
     cross_entropy,
     fits,
-    given_or_fresh,
     margin,
     pgd,
     square,

@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 
 def _attacks(given: Any) -> list[Attack]:
     found = [given] if callable(given) else list(given)
-    if not all(map(callable, found)):
+    if not found or not all(map(callable, found)):
         raise TypeError
     return found
 
 
 def _names(attacks: Mapping[str, Attack]) -> Mapping[str, Attack]:
-    if not isinstance(attacks, Mapping) or RESERVED & attacks.keys():
+    if not isinstance(attacks, Mapping) or not attacks or RESERVED & attacks.keys():
         raise ValueError
     return attacks
 
 
 RESERVED = {"", "clean", "worst case"}  # what a table says without an attack
-ATTACKS = Rule("a function (model, x, y) -> x_adv, or several", _attacks, (17, [17]), TypeError)
+ATTACKS = Rule("a function (model, x, y) -> x_adv, or several", _attacks, (17, [17], []), TypeError)
 NAMED = Rule(
     f"attacks by name, none of them called {', '.join(map(repr, sorted(RESERVED)))}: they stand "
-    "for something else in the results; rename it", _names, (17, {"clean": len}),
+    "for something else in the results; rename it", _names, (17, {"clean": len}, {}),
 )  # fmt: skip
 
 
@@ -106,7 +106,8 @@ def targeted_success(
     0.75
     """
     parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
-    found = [check_attacked(attack(model, *part), part[0]) for part in parts]
+    with unchanged(model):
+        found = [check_attacked(attack(model, *part), part[0]) for part in parts]
     return _share(trusted(correct)(model, torch.cat(found), y, batch_size=batch_size))
 
 

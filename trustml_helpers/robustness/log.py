@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trustml_helpers._support.arguments import Rule, declared, each, function, maybe, record, whole
-from trustml_helpers._support.calling import digest, fingerprint
+from trustml_helpers._support.calling import code_of, digest, fingerprint
 from trustml_helpers._support.ledger import Ledger, LogError
 from trustml_helpers._support.processes import progress_bar
 from trustml_helpers._support.randomness import keyed_generator
@@ -96,9 +96,11 @@ def attack_dataset(
     settings = {
         **about, "attacks": names, "batch_size": batch_size, "seed": seed, "images": len(images),
         "images_sha256": digest(images, labels.long()), "model_sha256": fingerprint(model),
+        "model_code_sha256": code_of(model),
     }  # fmt: skip
     ledger = Ledger(path, ",".join(COLUMNS))
-    new, known = not ledger.path.exists(), ledger.known(settings, optional={"images_sha256"})
+    optional = {"images_sha256", "model_code_sha256"}  # old settings do not have them
+    new, known = not ledger.path.exists(), ledger.known(settings, optional=optional)
     with ledger.held(new=new):
         more = {"torch": torch.__version__} | ({"origin": origin} if origin else {})
         ledger.begin(settings | more if known is None else None)

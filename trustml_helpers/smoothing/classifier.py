@@ -102,7 +102,8 @@ class SmoothedClassifier:
     Args:
         base_classifier: f, any callable from images to logits ``(n, K)``; used in eval mode (a
             warning says so if it was in training mode) and left as found. Noisy images are not
-            clipped. A checkpoint of the course trained with other noise gives a warning.
+            clipped. A checkpoint of the course trained with another sigma, or with noise that has
+            none, gives a warning.
         sigma: standard deviation of Gaussian noise, above 0, in pixel units: copies are
             x + N(0, sigma^2 I), radii in l2. Or another noise, ``Uniform(0.5)`` or ``Laplace(0.5)``
             (radii in l1), ``Ablation(45)`` (radii in l0).
@@ -134,9 +135,10 @@ class SmoothedClassifier:
         card = getattr(base_classifier, "card", {})
         for name in ("sigma", "keep"):
             given, trained = getattr(sigma, name, None), card.get(name)
-            if None not in (given, trained) and given != trained:
+            if trained is not None and given != trained:
+                asked = sigma if given is None else f"{name}={given:g}"
                 warnings.warn(
-                    f"{name}={given:g}: this checkpoint was trained with {name} {trained:g}; with "
+                    f"{asked}: this checkpoint was trained with {name} {trained:g}; with "
                     "other noise it mostly certifies less",
                     UserWarning,
                     stacklevel=3,

@@ -92,7 +92,8 @@ def prepare(
         image: an image, or an empty batch of them, for its dtype.
 
     Returns:
-        A smoothed classifier on a converted copy, or the given one if there is nothing to do.
+        A copy of the smoothed classifier, with ``settled``; its network is a converted copy, or the
+        given one if there is nothing to convert.
     """
     model = smoothed.base_classifier
     prepared = copy.copy(smoothed)

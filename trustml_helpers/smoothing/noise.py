@@ -61,6 +61,7 @@ class Noise:
             x: images ``(b, ...)``.
             generator: source of the noise.
         """
+        self.check(x)
         shape, dtype = self._numbers(x)
         drawn = torch.empty(len(x), 1, *shape, dtype=dtype, device=generator.device)
         self._fill(drawn, generator)

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from trustml_helpers import bounds
-from trustml_helpers._support.arguments import ALPHA, Rule, declared, number, one_of, whole
+from trustml_helpers._support.arguments import ALPHA, Rule, declared, number, one_of, shown, whole
 from trustml_helpers.smoothing.noise import NOISE, Noise
 
 ABSTAIN = -1
@@ -111,8 +111,10 @@ def decide(counts: Tensor, alpha: float) -> Tensor:
 
 
 def _classes_and_n(counts: Tensor, top: Tensor, n: int) -> None:
-    if top.shape != counts.shape[:1] or not torch.all((top >= 0) & (top < counts.shape[1])):
-        raise ValueError(f"top={top}: expected one of {counts.shape[1]} classes for each image")
+    inside = not top.is_floating_point() and ((top >= 0) & (top < counts.shape[1])).all()
+    if top.shape != counts.shape[:1] or not inside:
+        raise ValueError(f"top={shown(top)}: expected one of {counts.shape[1]} classes for each "
+                         "image, as a whole number")  # fmt: skip
     if (counts.sum(1) > n).any():
         raise ValueError(f"n={n}: expected at least the votes of each image")
 

@@ -77,11 +77,13 @@ def triangular(peak: float, *, top: float = 0.4) -> MakeScheduler:
     """
 
     def make(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
+        # A rise of exactly one step would be a division by zero in torch.
+        share = top if top * total_steps != 1 else math.nextafter(top, 0)
         return torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             peak,
             total_steps=total_steps,
-            pct_start=top,
+            pct_start=share,
             anneal_strategy="linear",
             cycle_momentum=False,
             div_factor=100,

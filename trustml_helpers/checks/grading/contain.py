@@ -174,8 +174,13 @@ def run(
 
 
 def stop_all() -> None:
-    """End everything that runs now; nothing can be started afterwards."""
+    """End everything that runs now; what is started before :func:`go_on` ends at once."""
     _STOP.set()
+
+
+def go_on() -> None:
+    """Let things run again, where :func:`stop_all` was called earlier in this process."""
+    _STOP.clear()
 
 
 def unlimited() -> list[str]:

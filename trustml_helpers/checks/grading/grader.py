@@ -235,6 +235,7 @@ def _run_all(
     if resume and changed:
         print(f"note: graded again, since the file or the homework is another: {changed}",
               file=sys.stderr)  # fmt: skip
+    contain.go_on()
     for said in contain.unlimited() if waiting else []:
         print(f"note: {said}", file=sys.stderr)
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(waiting), desc="graded") as bar:

@@ -79,7 +79,8 @@ def numbers(variant: str = "") -> Numbers:
             what is drawn.
 
     Raises:
-        HomeworkError: if the file is missing or does not hold what is needed.
+        HomeworkError: if the file is missing or does not hold what is needed, or a task has no
+            points.
     """
     path = SOURCE.with_suffix(".toml")
     if not path.exists():
@@ -98,6 +99,9 @@ def numbers(variant: str = "") -> Numbers:
             found["values"][name] = draw.choice([c for c in choices if c != said["values"][name]])
     for key, part in found.items():
         part |= own.get(key, {})
+    for name, most in found["points"].items():
+        if not isinstance(most, int | float) or not most > 0:
+            raise HomeworkError(f"{path}: points.{name}={most!r}: expected a number above 0")
     swap = dict(own.get("swap", said.get("swap", {})))
     for task, other in swap.items():
         for key in ("points", "seeds"):

@@ -7,6 +7,7 @@ and a written answer by the texts around it. What cannot be matched for sure is 
 from __future__ import annotations
 
 import ast
+import copy
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -326,14 +327,15 @@ def _write_back(notebook: Any, released: dict[str, Any], found: Matching) -> Non
     for name, wanted in released.items():
         cell = found.place.get(name)
         if cell is None:
-            cell = wanted.copy()
+            cell = copy.deepcopy(wanted)
             found.notes.append(f"{name} was missing and put back")
             check = found.place.get(f"{name}-check")
             if check is None:
                 _insert_below(notebook, cell, last)
             else:
                 notebook.cells.insert(_index(notebook, check), cell)
-        elif not is_answer(wanted) and _index(notebook, cell) < _index(notebook, last):
+        elif (not is_answer(wanted) and last is not None
+              and _index(notebook, cell) < _index(notebook, last)):  # fmt: skip
             found.notes.append(f"{name} stood above its answer and was moved below it")
             notebook.cells = [each for each in notebook.cells if each is not cell]
             _insert_below(notebook, cell, last)

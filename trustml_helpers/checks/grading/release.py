@@ -147,9 +147,10 @@ def check_before(path: Path, blank: Path | None = None, *, cell_seconds: int = 3
         cell_seconds: a cell that runs longer is interrupted.
 
     Raises:
-        HomeworkError: if one of the two is no notebook.
+        HomeworkError: if one of the two is no notebook, or the code in it ends Python.
     """
     from nbclient import NotebookClient
+    from nbclient.exceptions import DeadKernelError
 
     blank = blank or path.parent / "blank" / f"{ASSIGNMENT}.ipynb"
     own, ran = _notebook(path), _notebook(path)
@@ -165,7 +166,10 @@ def check_before(path: Path, blank: Path | None = None, *, cell_seconds: int = 3
         resources={"metadata": {"path": str(path.parent.resolve())}},
     )  # fmt: skip
     started = time.monotonic()
-    client.execute()
+    try:
+        client.execute()
+    except DeadKernelError as error:
+        raise HomeworkError(f"{path}: its code ended Python, or needed too much memory") from error
     report.seconds = time.monotonic() - started
     *cells, last = ran.cells
     report.memory_mb = _number(last) / 1024
