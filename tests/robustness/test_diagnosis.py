@@ -135,12 +135,12 @@ def test_what_so_few_images_cannot_tell():
         found = diagnosis._enough(diagnosis._Evidence(lambda z: z, x, x.argmax(1), 100))
         return found.passed, found.detail
 
-    cure = "; use at least 225 images, which show differences of 10 points"
+    cure = "; use at least 225 images, with which differences of 10 points count"
     none = "fewer than 10 images cannot tell any difference of accuracies from chance"
     assert said(5) == (False, f"5: {none}{cure}")
     assert said(9) == (False, f"9: {none}{cure}")
-    assert said(10) == (True, f"10: differences below 47 points cannot be told from chance{cure}")
-    assert said(225) == (True, "225: differences below 10 points cannot be told from chance")
+    assert said(10) == (True, f"10: differences below 47 points do not count{cure}")
+    assert said(225) == (True, "225: differences below 10 points do not count")
 
 
 def test_without_bounds_and_with_misread_examples():

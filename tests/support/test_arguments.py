@@ -348,7 +348,7 @@ MISFITS = {
     "smoothing.classifier._can_be_told_apart": [
         ({"radius": 5.0}, "radius=.*expected at most 4"),
         ({"radius": [0.1, 0.1 + 1e-17 + 2e-17]}, "radius="),
-        ({"radius": 0.5, "n_max": 1}, "n_max=1: .*use at least n_max=")],
+        ({"radius": 0.5, "n_max": 1}, "n_max=1: .*; n_max=14 is enough")],
     "smoothing.classifier._fit_the_noise": [
         ({"self": SmoothedClassifier(same(), Ablation(2, 9), 3)},
          r"x=.*expected images \(n, C, \.\.\.\) of 9 pixels; .*Ablation\(2, pixels=...\)")],

@@ -103,7 +103,7 @@ def diagnose(
 
     Returns:
         A :class:`Diagnosis`: ``.passed``, ``.flagged`` (names), ``.findings``, ``.accuracy``.
-        A difference counts as real beyond 3 standard errors and 5 points (10 for more steps).
+        A difference counts beyond 5 points (10 for more steps) and 3 standard errors of a share.
 
     Source: Carlini et al. (2019), "On evaluating adversarial robustness", section 3; Athalye,
     Carlini, Wagner (2018), "Obfuscated gradients give a false sense of security", section 3.
@@ -168,9 +168,9 @@ def _enough(evidence: _Evidence) -> Finding:
     n, few = evidence.total, evidence.total < FEWEST
     what = (
         f"fewer than {FEWEST} images cannot tell any difference of accuracies from chance" if few
-        else f"differences below {100 * evidence.tolerance():.0f} points cannot be told from chance"
+        else f"differences below {100 * evidence.tolerance():.0f} points do not count"
     )  # fmt: skip
-    cure = f"; use at least {ENOUGH} images, which show differences of 10 points"
+    cure = f"; use at least {ENOUGH} images, with which differences of 10 points count"
     return Finding("number of images", not few, f"{n}: {what}{cure if n < ENOUGH else ''}")
 
 

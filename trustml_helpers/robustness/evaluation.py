@@ -1,4 +1,4 @@
-"""How often a model withstands an attack: always an upper bound on its true robust accuracy.
+"""How often a model withstands an attack: on these images an upper bound on robust accuracy.
 
 Use it as ``robustness.robust_accuracy`` and so on.
 """
@@ -187,7 +187,8 @@ def robust_accuracy(
 ) -> float:  # fmt: skip
     """Share of examples that stay correct under the attack(s), in [0, 1].
 
-    An upper bound on the true robust accuracy: a stronger attack can only lower it.
+    For an attack that keeps to its threat model, which is not checked here, an upper bound on the
+    true robust accuracy on these images: a stronger attack can only lower it.
     Arguments as for :func:`robust_correct`.
 
     >>> robust_accuracy(lambda x: x, torch.eye(4), torch.arange(4), lambda m, x, y: x)

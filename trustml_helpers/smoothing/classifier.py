@@ -84,11 +84,11 @@ def _can_be_told_apart(self: Any, radius: Floats, alpha: float, n_max: int) -> N
             f"expected at most {self.noise.radius(1 - 2.0**-53):.3g}, in steps that are not tiny"
         )
     if sequential.plan(p_null, alpha, sequential.looks(n_max)).success[0, -1] > n_max:
-        share = (1 - sequential.EARLY) * alpha
-        least = math.ceil(math.log(share) / math.log(p_null[0]))
+        share = (1 - sequential.EARLY) * alpha  # what the last look has for sure
+        plenty = math.ceil(math.log(share) / math.log(p_null[0]))
         raise ValueError(
             f"n_max={n_max}: even {n_max} equal votes do not certify radius {radius[0]:g} at "
-            f"alpha={alpha}; use at least n_max={least}"
+            f"alpha={alpha}; n_max={plenty} is enough"
         )
 
 
@@ -112,6 +112,10 @@ class SmoothedClassifier:
     Attributes:
         noise: the noise, with its norm.
         sigma: of the noise, if it has one.
+
+    What is promised of certificates is promised in real arithmetic: in floating point the noise is
+    not quite the same at every x, and a contrived f can make a certificate false (Voráček & Hein
+    2023; ``notebooks/beyond/votes_and_audits.ipynb``, section 5).
 
     Source: Cohen, Rosenfeld, Kolter (2019), "Certified adversarial robustness via randomized
     smoothing", section 3 and algorithm 1.
@@ -323,8 +327,8 @@ class SmoothedClassifier:
         The lower bound of p_A holds at all sample sizes at once, so stopping may depend on it: the
         certificate holds with probability at least ``1 - alpha`` per image. At every look the
         radius is compared with :func:`sequential.best_case_bound`, and sampling stops where that
-        is at most ``gain`` larger. So where it stopped early, all n_max samples would give a radius
-        larger by more than ``gain`` with probability at most ``2 * alpha``.
+        is at most ``gain`` larger. So the probability that it stops early, and the radius that the
+        bound at n_max gives is larger by more than ``gain`` all the same, is at most ``2 * alpha``.
 
         Args:
             x, generator, batch_size: as for :meth:`sample_under_noise`.
