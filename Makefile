@@ -4,7 +4,7 @@
 # make lab      open JupyterLab on copies of the notebooks in work/ (ignored by git), with functions to
 #               fill in; EDITION=complete for copies with the solutions
 # make site     write the web book to build/site/, from the outputs stored in the notebooks
-# make slides   write one deck per notebook to build/slides/
+# make slides   write a deck for each of 01 to 05, and one for a lecture, to build/slides/
 # make mutations  plant faults in copies of the repository; each must turn a test red (10 minutes)
 # make mutants  change every operator and number of the mathematical modules, one at a time, and list
 #               what no test noticed (40 minutes on 2 cores; can be stopped and goes on)
@@ -102,7 +102,7 @@ homework-grade: $(STAMP)
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; try: make PYTHON=python3.12 course"; exit 1; }
-	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	test -z "$(TORCH)" || $(BIN)/python -m pip install --quiet torch torchvision \
 		--index-url https://download.pytorch.org/whl/$(TORCH)

@@ -103,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", choices=NETWORKS, default="SmallCNN")
     parser.add_argument("--batch", type=int, default=256)
-    timing.add_options(parser, repeats=15)
+    timing.add_options(parser, repeats=15, devices=True)
     options = parser.parse_args()
     case = NETWORKS[options.network]
     x, y = (part[: options.batch].to(options.device) for part in case.load())

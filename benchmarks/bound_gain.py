@@ -6,7 +6,7 @@ Usage: python benchmarks/bound_gain.py [METHOD]
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,10 @@ from trustml_helpers import certification, data
 from trustml_helpers.smoothing import ABSTAIN
 
 
-def main(method: str = "gaussian") -> None:
-    rows = []
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("method", nargs="?", choices=certification.METHOD_NAMES, default="gaussian")
+    method, rows = parser.parse_args().method, []
     folder = data.data_folder() / "results" / "mnist_study"
     for path in sorted(folder.glob(f"{method}_[0-9]*_n*.tsv")):
         logs = {bound: certification.read_log(path, bound) for bound in ("one_class", "two_class")}
@@ -34,4 +36,4 @@ def main(method: str = "gaussian") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -1,9 +1,9 @@
 """The photographs attacked: how far f is from its border, and what an attack on g can do.
 
 For each photograph, with groups of classes (data/images/groups.csv): the smallest l2 size, of a
-grid in steps of a tenth, at which PGD fools the network; and for each noise level in
-data/results/photos, an attack on the smoothed classifier within 95 % of the certified radius, with
-the share of votes that the certified class keeps, on fresh noise.
+grid in steps of a tenth, at which PGD fools the network; and for sigma 0.12 and 0.25,
+with the logs in data/results/photos, an attack on the smoothed classifier within 95 % of the
+certified radius, with the share of votes that the certified class keeps, on fresh noise.
 
 Usage: python benchmarks/photographs.py [--votes 300]   (writes data/results/photos/attacked.csv)
 """

@@ -49,7 +49,7 @@ def resnet(name: str, small: bool) -> nn.Module:
 class Case(NamedTuple):
     build: Callable[[], nn.Module]
     picture: Callable[[], Tensor]
-    votes: int  # of one timed run
+    votes: int  # of one timed run, a multiple of the sizes
     sizes: tuple[int, ...] = (64, 128, 256, 512, 1024)  # batches of the bare network that are tried
     literal: int = 1000  # batch size of the published procedure
 
@@ -57,7 +57,8 @@ class Case(NamedTuple):
 NETWORKS = {
     "LeNet": Case(lambda: models.load("mnist_lenet_gaussian_0.5"),
                   lambda: data.load_mnist("test")[0][:1], 10_240),
-    "ResNet-18": Case(lambda: resnet("resnet18", True), lambda: torch.rand(1, 3, 32, 32), 512),
+    "ResNet-18": Case(lambda: resnet("resnet18", True), lambda: torch.rand(1, 3, 32, 32), 512,
+                      (64, 128, 256, 512)),
     "ResNet-50": Case(lambda: resnet("resnet50", False), lambda: torch.rand(1, 3, 224, 224), 4096,
                       literal=400),
     "EfficientNet-Lite0": Case(lambda: models.load("imagenet_efficientnet_lite0"),
@@ -132,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", choices=NETWORKS, default="LeNet")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["float32", "bfloat16"])
-    timing.add_options(parser, repeats=7)
+    timing.add_options(parser, repeats=7, devices=True)
     options = parser.parse_args()
     case, votes = NETWORKS[options.network], NETWORKS[options.network].votes
     device = options.device

@@ -16,9 +16,19 @@ import torch
 PINNED = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 
 
-def add_options(parser: argparse.ArgumentParser, repeats: int) -> None:
-    parser.add_argument("--repeats", type=int, default=repeats)
-    parser.add_argument("--device", default="cpu")
+def several(text: str) -> int:
+    """At least two repeats: of one there is no spread."""
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 2 on")
+    return int(text)
+
+
+def add_options(parser: argparse.ArgumentParser, repeats: int, *, devices: bool = False) -> None:
+    parser.add_argument("--repeats", type=several, default=repeats)
+    if devices:
+        parser.add_argument("--device", default="cpu")
+    else:
+        parser.set_defaults(device="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--pinned", action="store_true", help="fix glibc's thresholds at 1 GiB")
 
@@ -55,7 +65,7 @@ def alternate(
 
 
 def quartiles(values: list[float]) -> str:
-    low, middle, high = statistics.quantiles(values, n=4)
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return f"{middle:.2f} (quartiles {low:.2f} to {high:.2f})"
 
 

@@ -1,5 +1,6 @@
 """Make a fresh run fit to be stored: without views that need a kernel, with its length in seconds.
 
+Two pictures of README.md are outputs of the notebooks, and written anew.
 JupyterLab reports a widget without its kernel as lost; its words stay. The cells of the core path
 (as docs/minutes.py has it) give the metadata run_seconds, on which it reckons.
 
@@ -8,6 +9,7 @@ Usage: python docs/nbconvert/still.py notebooks/0*.ipynb
 
 from __future__ import annotations
 
+import base64
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +18,18 @@ import nbformat
 
 sys.path.append(str(Path(__file__).parents[1]))
 from minutes import core_cells
+
+PICTURES = {  # of README.md, by notebook and cell
+    ("02_danskin_min_max_training.ipynb", "cell-068"): "training.png",
+    ("05_certification.ipynb", "curves-three"): "certified.png",
+}
+
+
+def picture(notebook: nbformat.NotebookNode, cell_id: str) -> bytes:
+    """The picture that a cell shows, as PNG."""
+    (cell,) = (cell for cell in notebook.cells if cell.id == cell_id)
+    (data,) = (o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
+    return base64.b64decode(data)
 
 
 def _seconds(cell: nbformat.NotebookNode) -> float:
@@ -38,5 +52,10 @@ def still(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 if __name__ == "__main__":
-    for path in sys.argv[1:]:
-        nbformat.write(still(nbformat.read(path, as_version=4)), path)
+    for path in map(Path, sys.argv[1:]):
+        notebook = still(nbformat.read(path, as_version=4))
+        nbformat.write(notebook, path)
+        for (name, cell_id), file in PICTURES.items():
+            if path.name == name:
+                shown = Path(__file__).parents[1] / "pictures" / file
+                shown.write_bytes(picture(notebook, cell_id))

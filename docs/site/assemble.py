@@ -5,11 +5,11 @@ Usage: python docs/site/assemble.py build/site-source
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import re
 import shutil
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -103,8 +103,19 @@ def for_the_book(path: Path) -> str:
     return re.sub(r"\[([^\]]+)\]\((?!https?:)([^)#\s]+)\)", link, text)
 
 
-def main(out: Path) -> None:
+def emptied(what: str) -> Path:
+    """The folder that the command line names, without what an earlier run left there."""
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("out", type=Path, help="folder for the sources; replaced if there is one")
+    out: Path = parser.parse_args().out
+    if out.exists() and any(out.iterdir()) and not (out / "conf.py").exists():
+        parser.error(f"out={str(out)!r}: holds something else, and would be replaced")
     shutil.rmtree(out, ignore_errors=True)
+    return out
+
+
+def main() -> None:
+    out = emptied(__doc__.splitlines()[0])
     shutil.copytree(Path(__file__).parent, out, ignore=shutil.ignore_patterns("__pycache__"))
     (out / "instructor").mkdir()
     (out / "pictures").mkdir()
@@ -126,4 +137,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

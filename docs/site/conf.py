@@ -1,4 +1,4 @@
-"""Sphinx: the web book and the slides, from notebooks as ``assemble.py`` lays them out."""
+"""Sphinx: the web book, from notebooks as ``assemble.py`` lays them out."""
 
 from docutils import nodes
 from sphinx.application import Sphinx

@@ -1,10 +1,11 @@
 """Measure what the page of trust says, and write it there with date and commit.
 
-Usage: python docs/site/trust.py faults errors tests [--python build/oldest/bin/python]
+Usage: python docs/site/trust.py faults errors tests
 
 ``faults`` plants every fault (make mutations), ``errors`` counts false certificates, ``mutants``
-reads the results of make mutants, ``tests`` runs all tests in an environment. What is not named
-keeps its last numbers, with their date and commit, in ``trust.json``.
+reads the results of make mutants, ``tests`` runs all tests, ``oldest`` those with the oldest
+versions (after make oldest). What is not named keeps its last numbers, with their date and commit,
+in ``trust.json``.
 """
 
 from __future__ import annotations
@@ -40,18 +41,18 @@ def said(*words: str) -> str:
     return subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False).stdout
 
 
-def faults(python: str) -> Rows:
+def faults() -> Rows:
     made = ROOT / "build/mutations.csv"
     made.unlink(missing_ok=True)  # those of another day are not measured today
-    said(python, "tests/mutations/plant.py")
+    said(sys.executable, "tests/mutations/plant.py")
     table = pd.read_csv(made)
     return {"planted faults (`make mutations`)": f"{table['caught'].sum()} of {len(table)} caught"}
 
 
-def errors(python: str) -> Rows:
+def errors() -> Rows:
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder, "rates.csv")
-        said(python, "tests/error_rates.py", str(PICTURE), str(table))
+        said(sys.executable, "tests/error_rates.py", str(PICTURE), str(table))
         return {
             f"false answers of {row['name']}": f"{row['false']:,}, a share of {row['rate']:.5f}; "
             f"exactly {row['exact']:.5f}, promised at most 0.001"
@@ -59,25 +60,33 @@ def errors(python: str) -> Rows:
         }
 
 
-def mutants(python: str) -> Rows:
-    said(python, "-m", "mutmut", "export-cicd-stats")
+def mutants() -> Rows:
+    said(sys.executable, "-m", "mutmut", "export-cicd-stats")
     found = json.loads((ROOT / "mutants/mutmut-cicd-stats.json").read_text())
     judged = len(pd.read_csv(ROOT / "tests/mutations/survivors.csv"))
     return {"blind changes (`make mutants`)": f"{found['killed']:,} of {found['total']:,} turned a "
             f"test red, {judged} are judged one by one"}  # fmt: skip
 
 
-def tests(python: str) -> Rows:
+def ran(python: str, command: str) -> Rows:
     versions = json.loads(said(python, "-c", _VERSIONS))
     text = said(python, "-m", "pytest", "-q", "-n", "auto", "--dist", "loadscope",
                 "--no-loadscope-reorder", "-p", "no:cacheprovider")  # fmt: skip
     last = re.findall(r"^=* ?((?:\d+ \w+(?:, )?)+) in ", text, flags=re.M)
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return {f"all tests, {shown}": last[-1] if last else "did not end"}
+    return {f"all tests (`{command}`)": f"{last[-1] if last else 'did not end'}; {shown}"}
 
 
-PARTS: dict[str, Callable[[str], Rows]] = {
-    "faults": faults, "errors": errors, "mutants": mutants, "tests": tests,
+def tests() -> Rows:
+    return ran(sys.executable, "make test")
+
+
+def oldest() -> Rows:
+    return ran(str(ROOT / "build/oldest/bin/python"), "make oldest")
+
+
+PARTS: dict[str, Callable[[], Rows]] = {
+    "faults": faults, "errors": errors, "mutants": mutants, "tests": tests, "oldest": oldest,
 }  # fmt: skip
 
 
@@ -92,10 +101,7 @@ def written(text: str, rows: list[dict[str, str]]) -> str:
     return BETWEEN.sub(lambda found: f"{found[1]}\n{page(rows)}\n{found[2]}", text)
 
 
-def main(
-    parts: Annotated[list[str], typer.Argument(help=", ".join(PARTS))],
-    python: Annotated[str, typer.Option(help="Of the environment to test.")] = sys.executable,
-) -> None:
+def main(parts: Annotated[list[str], typer.Argument(help=", ".join(PARTS))]) -> None:
     """Measure, and write what was found into the page."""
     if unknown := set(parts) - set(PARTS):
         raise SystemExit(f"parts={sorted(unknown)}: expected some of {', '.join(PARTS)}")
@@ -103,10 +109,10 @@ def main(
     today = f"{datetime.date.today():%-d %B %Y}"
     rows = json.loads(NUMBERS.read_text())
     for part in parts:
-        found = PARTS[part](python)
+        found = PARTS[part]()
         new = [{"part": part, "what": what, "result": result, "commit": commit, "date": today}
                for what, result in found.items()]  # fmt: skip
-        rows = [row for row in rows if row["what"] not in found] + new
+        rows = [row for row in rows if row["part"] != part] + new
         rows.sort(key=lambda row: list(PARTS).index(row["part"]))
         NUMBERS.write_text(json.dumps(rows, indent=1) + "\n")
         PAGE.write_text(written(PAGE.read_text(), rows))

@@ -24,7 +24,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "docs/site"))
-from assemble import readable, without_the_curious  # noqa: E402
+from assemble import emptied, readable, without_the_curious  # noqa: E402
 
 # Heights in pixels of a slide of 1280 x 720, as slides.css sets them; slides.js shrinks the rest.
 ROOM, LINE, CODE_LINE, ROW, FORMULA = 600, 41, 28, 38, 100
@@ -200,8 +200,8 @@ def lecture(notebooks: list[NotebookNode]) -> NotebookNode:
     return new_notebook(cells=cells, metadata=notebooks[0].metadata)
 
 
-def main(out: Path) -> None:
-    shutil.rmtree(out, ignore_errors=True)
+def main() -> None:
+    out = emptied(__doc__.splitlines()[0])
     shutil.copytree(
         Path(__file__).parent, out, ignore=shutil.ignore_patterns("__pycache__", "cut.py")
     )
@@ -215,4 +215,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

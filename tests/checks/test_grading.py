@@ -190,7 +190,19 @@ def test_the_zip_holds_what_a_student_needs_and_no_more(released, tmp_path):
     assert {f"hw1/{path.as_posix()}" for path in package} == {n for n in names if n.endswith(".py")}
     assert not [n for n in names if re.search(r"homework/source|instructor|tests/|__pycache__", n)]
     assert (tmp_path / "hw1/hw1.ipynb").read_bytes() == (released / "hw1.ipynb").read_bytes()
-    code = "from trustml_helpers import checks, data; print(len(data.load_mnist('test')[0]))"
+    texts = [(ROOT / name.removeprefix("hw1/")).read_text() for name in names
+             if Path(name).match("notebooks/0?_*.ipynb")]  # fmt: skip
+    folders = {name for text in texts for name in re.findall(r"results[\\\"/ ]+(\w+)", text)}
+    assert {"fgsm_rs_starts", "mnist_linf", "mnist_study"} <= folders
+    for folder in folders:
+        assert (tmp_path / "hw1/data/results" / folder).is_dir()
+    assert any("certification.mismatch(" in text for text in texts)
+    code = (
+        "from trustml_helpers import certification, checks, data\n"
+        "home = data.data_folder() / 'results/mnist_study'\n"
+        "assert certification.mismatch(home, 0.5).shape == (3, 3)\n"
+        "print(len(data.load_mnist('test')[0]))"
+    )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "hw1", capture_output=True,
                          text=True, env=os.environ | {"PYTHONPATH": "."}, check=True)  # fmt: skip
     assert run.stdout == "10000\n"

@@ -16,11 +16,13 @@ import scipy.special
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from helpers import ROOT, read_notebook
+from helpers import ROOT, read_notebook, script
 
 from trustml_helpers import attacks, bounds, models, objectives, smoothing, theory, training
 
 pytestmark = pytest.mark.slow  # with the reading of five notebooks
+
+still = script("docs/nbconvert/still.py")
 
 FOLDER = ROOT / "notebooks"
 PATHS, BEYOND = list(helpers.LESSONS.values()), list(helpers.BEYOND.values())
@@ -112,6 +114,13 @@ def test_every_figure_has_a_text_alternative(notebook):
     for output in outputs(notebook):
         for kind in {"image/png", "image/jpeg"} & set(output.get("data", {})):
             assert len(output.metadata[kind]["alt"].split()) >= 5
+
+
+def test_the_pictures_of_the_readme_are_those_of_the_notebooks():
+    assert len(still.PICTURES) == 2
+    for (name, cell), file in still.PICTURES.items():
+        shown = ROOT / "docs/pictures" / file
+        assert shown.read_bytes() == still.picture(read_notebook(ROOT / "notebooks" / name), cell)
 
 
 def test_every_figure_is_followed_by_a_sentence(notebook):

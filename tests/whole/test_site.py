@@ -115,17 +115,39 @@ def test_the_pages_of_make_course_need_no_network(browser, tmp_path):
     shutil.copy(Path(mathjax, "static", "mathjax", "tex-svg.js"), tmp_path)
     basedirs = [str(ROOT / "docs/nbconvert")]
     exporter = HTMLExporter(template_name="course", extra_template_basedirs=basedirs)
-    html, _ = exporter.from_filename(str(LESSONS["04_proof_of_the_radius"]))
-    path = tmp_path / "lesson.html"
-    path.write_text(html, encoding="utf-8")
-    assert not Links(path).remote
-    bad = []
-    page = watched(browser, bad)
-    page.goto(path.as_uri())
-    page.evaluate("MathJax.startup.promise")
-    assert page.locator("mjx-container").count() > 100
-    assert page.locator("[data-mml-node='merror']").count() == 0
+    bad, led = [], 0
+    for name in ("04_proof_of_the_radius", "05_certification", "votes_and_audits"):
+        html, _ = exporter.from_filename(str((LESSONS | BEYOND)[name]))
+        path = tmp_path / f"{name}.html"
+        path.write_text(html, encoding="utf-8")
+        assert not Links(path).remote
+        page = watched(browser, bad)
+        page.goto(path.as_uri())
+        page.evaluate("MathJax.startup.promise")
+        assert page.locator("mjx-container").count() > 30
+        assert page.locator("[data-mml-node='merror']").count() == 0
+        for link in page.locator("a[href]").all():
+            target = link.get_attribute("href")
+            if not target.startswith(("#", "http")):  # all nine lie in one folder
+                assert target.partition("#")[0].removesuffix(".html") in LESSONS | BEYOND
+                led += 1
+        page.close()
+    assert led >= 5
     assert not bad
+
+
+def test_what_is_folded_is_on_paper(browser, pages):
+    """Sections beyond the core path and folded answers, for the time of the printing; no hints."""
+    page = watched(browser, [])
+    page.goto(pages["notebooks/05_certification.html"].as_uri())
+    folded, hints = "details:is(.curious, .hide)", "details:not(.curious, .hide)"
+    closed = page.locator(f"{folded}:not([open])").count()
+    assert closed >= 2
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator(f"{folded}:not([open])").count() == 0
+    assert page.locator(f"article {hints}:not([open])").count() >= 2
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator(f"{folded}:not([open])").count() == closed
 
 
 def test_the_search_finds_a_word(browser, pages):
@@ -179,8 +201,11 @@ def test_every_control_of_an_explorer_changes_picture_and_sentence(browser, page
             place.locator("p[aria-live]").inner_text()
         )
 
+    text = pages[f"notebooks/{lesson}.html"].read_text(encoding="utf-8")
+    data = re.search(r'<script type="application/json">(.*?)</script></?noscript', text)
+    known = [about.get("values") for about in json.loads(data[1])["controls"]]
     controls = place.locator("input, select")
-    assert controls.count() >= 1
+    assert controls.count() == len(known) >= 1
     for k in range(controls.count()):
         control = controls.nth(k)
         assert control.evaluate("c => c.labels.length") == 1
@@ -191,6 +216,10 @@ def test_every_control_of_an_explorer_changes_picture_and_sentence(browser, page
             control.focus()
             for key in ("End", "Home", "ArrowRight"):
                 control.press(key)
+                at = control.get_attribute("aria-valuetext")
+                if known[k]:  # what is shown and read aloud is the value, not one near it
+                    assert at == f"{known[k][int(control.input_value())]:.4g}"
+                assert place.locator("label").nth(k).inner_text().endswith(at)
                 if now()[1] != sentence:
                     break
         assert now()[0] != picture, (lesson, k)

@@ -215,8 +215,9 @@ def filled(text: str, made: dict[str, str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
     made = tables()
-    if parser.parse_args().write:
+    if options.write:
         readme = HOME / "README.md"
         readme.write_text(filled(readme.read_text(encoding="utf-8"), made), encoding="utf-8")
     else:

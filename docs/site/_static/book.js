@@ -1,3 +1,14 @@
+// On paper nothing can be opened: sections beyond the core path and answers are; hints are not.
+const folded = [];
+addEventListener("beforeprint", () => {
+  for (const part of document.querySelectorAll("details:is(.curious, .hide):not([open])")) {
+    part.open = folded.push(part) > 0;
+  }
+});
+addEventListener("afterprint", () => {
+  for (const part of folded.splice(0)) part.open = false;
+});
+
 // Names for two parts of the theme that a screen reader would otherwise meet without one.
 document.addEventListener("DOMContentLoaded", () => {
   for (const toggle of document.querySelectorAll("nav summary")) {

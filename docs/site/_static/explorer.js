@@ -1,6 +1,6 @@
 // Explorers without a kernel: labelled controls, a picture, and a sentence that is read aloud.
 const show = value => Number.isInteger(value) || typeof value === "string"
-  ? String(value) : value.toFixed(Math.abs(value) < 0.01 && value ? 4 : 2);
+  ? String(value) : String(Number(value.toPrecision(4)));
 
 // The standard normal distribution: Abramowitz and Stegun 26.2.17; its inverse by bisection.
 const cdf = z => {
@@ -62,7 +62,7 @@ function control(about, changed) {
   else input.value = about.values ? about.start : about.value;
   const value = () => names ? input.value
     : about.values ? about.values[input.value] : Number(input.value);
-  const shown = make("output");
+  const shown = make("span", { ariaHidden: "true" });  // aria-valuetext is what is read aloud
   const tell = () => {
     if (names) return;
     shown.textContent = show(value());

@@ -28,6 +28,7 @@ _PACKED = (
     "data/mnist/*", "data/images/*.*g", "data/images/*.csv", "data/images/README.md",
     "data/checkpoints/README.md", "data/checkpoints/mnist_*",
     "data/published/*", "data/results/README.md", "data/results/*/*.[!p]*",  # no scripts
+    "data/results/mnist_study/mismatch/*",
 )  # fmt: skip
 _README = f"""# Homework 1 on adversarial robustness
 
