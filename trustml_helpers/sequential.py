@@ -111,7 +111,7 @@ def plan(
         p_null: increasing values in (0, 1), for example ``Phi(r / sigma)`` of a grid of radii.
         alpha: error probability of each test, in (0, 1). Testing the whole grid in one run needs
             no correction: a larger success implies all smaller ones, so a false claim means that
-            the test of the smallest false null value has erred.
+            the test of the smallest null value that is at least p has erred.
         sizes: cumulative sample sizes, increasing, as :func:`looks` gives.
         beta: give up at a look if so low a count had at most this probability under ``p_null``.
             Giving up is not binding: the error bound holds also if one goes on.

@@ -158,7 +158,7 @@ def fgsm_rs(
         model, x, y, eps, bounds, loss: as for :func:`fgsm`.
         step_size: 1.25 eps if not given.
         clip_start: project the start on the bounds as well. The published code does not, and it
-            may matter: with it, more of a few runs collapsed (notebook 02).
+            may matter: with it none of three runs was robust in the end (notebook 02).
         generator: source of the start; fresh entropy if not given.
 
     Returns:
