@@ -192,7 +192,7 @@ def test_the_zip_holds_what_a_student_needs_and_no_more(released, tmp_path):
     assert (tmp_path / "hw1/hw1.ipynb").read_bytes() == (released / "hw1.ipynb").read_bytes()
     texts = [(ROOT / name.removeprefix("hw1/")).read_text() for name in names
              if Path(name).match("notebooks/0?_*.ipynb")]  # fmt: skip
-    folders = {name for text in texts for name in re.findall(r"results[\\\"/ ]+(\w+)", text)}
+    folders = {name for text in texts for name in re.findall(r'results(?:\\" / \\"|/)(\w+)', text)}
     assert {"fgsm_rs_starts", "mnist_linf", "mnist_study"} <= folders
     for folder in folders:
         assert (tmp_path / "hw1/data/results" / folder).is_dir()
