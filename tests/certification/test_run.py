@@ -233,8 +233,9 @@ def unretrained(method, sigma):
 @pytest.mark.parametrize("path", STORED, ids=[f"{path.parent.name}-{path.stem}" for path in STORED])
 def test_stored_logs_follow_from_their_counts_and_their_network(path, labels_of):
     log, about = certification.read_log(path), json.loads(path.with_suffix(".json").read_text())
-    named = re.fullmatch(r"(?:(.+?)_)?([\d.]+)(?:_at_([\d.]+)|_n(\d+))?", path.stem)
-    method, trained, used, n = named.groups()
+    named = re.fullmatch(r"(?:(.+?)_)?([\d.]+)(?:_seed(\d+))?(?:_at_([\d.]+)|_n(\d+))?", path.stem)
+    method, trained, seed, used, n = named.groups()
+    assert about["seed"] == int(seed or 0)
     assert about["sigma"] == float(used or trained)
     assert about["n"] == int(n or {"mismatch": 1000, "validation": 10_000}[path.parent.name])
     network = f"mnist_lenet_{method or 'gaussian'}_{trained}"
@@ -242,7 +243,7 @@ def test_stored_logs_follow_from_their_counts_and_their_network(path, labels_of)
         assert (
             certification.fingerprint(unretrained(method, about["sigma"])) == about["model_sha256"]
         )
-    elif network in models.available() and path.parent.name != "fast":
+    elif network in models.available() and path.parent.name != "fast" and not seed:
         assert certification.fingerprint(models.load(network)) == about["model_sha256"]
     counts = log[[f"count_{k}" for k in range(10)]].to_numpy()
     assert (counts.sum(axis=1) == about["n"]).all()
@@ -319,6 +320,8 @@ def test_the_shipped_study_is_complete_and_its_table_is_its_logs():
     steps += plan.steps(folder, methods=["easy"], sigmas=[1.0])
     steps += plan.steps(folder, methods=["night"], n=100_000)
     steps += plan.steps(folder, methods=["night_cat_rs"], sigmas=[0.5], n=100_000)
+    for method, sigma in (("smoothadv", 0.25), ("night", 0.5), ("smoothadv_consistency", 1.0)):
+        steps += plan.steps(folder / "seeds", methods=[method], sigmas=[sigma], seed=1)
     assert [step.output for step in steps if not step.done] == []
     stored = pd.read_csv(folder / "summary.csv")
     assert stored.round(4).equals(certification.summarise(folder).round(4))

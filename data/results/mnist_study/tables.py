@@ -26,10 +26,10 @@ SIGMAS = (0.25, 0.5, 1.0)
 RADII = (0.5, 1.0, 1.5, 2.0, 2.5)
 
 
-def log_of(row: dict[str, Any]) -> Path:
+def log_of(row: dict[str, Any], home: Path = HOME) -> Path:
     """The log that a row of ``certification.summarise`` is about."""
     seed = f"_seed{row['seed']}" if row["seed"] else ""
-    return HOME / f"{row['method']}_{row['sigma']}{seed}_n{row['n']}.tsv"
+    return home / f"{row['method']}_{row['sigma']}{seed}_n{row['n']}.tsv"
 
 
 def scores(path: Path) -> np.ndarray:
@@ -150,6 +150,24 @@ def nights() -> str:
     return markdown(rows)
 
 
+def seeds() -> str:
+    """Other trainings of three networks, beside those of seed 0 (n = 10,000)."""
+    place, rows = HOME / "seeds", []
+    for row in certification.summarise(place).to_dict("records"):
+        if row["seed"] == 0:
+            continue
+        zero = row | {"seed": 0}
+        first = next(log for log in (log_of(zero), log_of(zero, place)) if log.exists())
+        rows.append(
+            {"sigma": f"{row['sigma']:g}", "method": METHOD_NAMES[row["method"]],
+             "seed": row["seed"], "ACR one-class": f"{row['acr']:.4f}",
+             "seed 0": f"{scores(first).mean():.4f}",
+             "minus seed 0": gain(scores(log_of(row, place)), scores(first)),
+             "ACR two-class": f"{row['acr_two']:.4f}", "abstained": f"{row['abstained']:.3f}"}
+        )  # fmt: skip
+    return markdown(rows)
+
+
 def networks() -> str:
     """Every network of the study that has a card, here or among the checkpoints."""
     cards = {path.stem: path for path in (HOME / "cards").glob("*.json")}
@@ -194,6 +212,7 @@ def tables() -> dict[str, str]:
         "n = 10,000, beside Gaussian noise": against_gaussian(10_000),
         "predicted": predicted(table),
         "nights": nights(),
+        "seeds": seeds(),
         "networks": networks(),
         "mismatch": mismatch(),
         "files": files(),
