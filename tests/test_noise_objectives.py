@@ -389,3 +389,32 @@ def test_denoising_teaches_the_denoiser_alone():
     assert classifier[0].weight.grad is None
     assert classifier[0].weight.requires_grad
     assert classifier.training
+
+
+@pytest.mark.parametrize("make", [
+    lambda g: objectives.smoothmix(0.5, samples=2, steps=4, generator=g),
+    lambda g: objectives.cat_rs(
+        0.5, lambda x: torch.eye(3)[:1].repeat(len(x), 1), samples=2, steps=4, generator=g),
+], ids=["smoothmix", "cat_rs"])  # fmt: skip
+def test_the_steps_of_an_attack_leave_the_statistics_alone(make):
+    """Batch norm counts the two passes of the loss and none of the attack's four."""
+    g = torch.Generator().manual_seed(0)
+    layers = torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3)
+    net = torch.nn.Sequential(torch.nn.Flatten(), *layers).train()
+    make(g)(net, torch.rand(6, 4, generator=g), torch.arange(6) % 3)
+    assert layers[0].num_batches_tracked == 2
+
+
+def test_smoothmix_stays_in_the_box():
+    """Also what it mixes: between x, white here, and where its steps ended."""
+    seen = []
+
+    def net(z):
+        seen.append(z.detach())
+        return torch.stack([z.sum(1), -z.sum(1)], 1)
+
+    loss = objectives.smoothmix(
+        1e-6, samples=1, steps=3, generator=torch.Generator().manual_seed(0)
+    )
+    loss(net, torch.ones(1, 4), torch.tensor([1]))
+    assert max(z.max() for z in seen) < 1.01

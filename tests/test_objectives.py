@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 
 import pytest
@@ -270,3 +271,56 @@ def test_a_reweighted_minibatch_holds_each_example_as_often_as_its_weight_says()
     weights = torch.zeros(4)
     objective(IDENTITY, x, y)
     assert len(seen[-1][1]) == 4  # nothing is left: all are as good
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_trades_is_a_mean_over_the_images():
+    """An image twice counts once; the starts are random, so only nearly."""
+    x, y = torch.rand(4, 3, generator=seeded()), torch.tensor([0, 1, 2, 0])
+    weights = torch.randn(3, 3, generator=seeded(1))
+    found = [
+        objectives.trades(0.1, 1000.0, bounds=None, generator=seeded(3))(
+            lambda z: z @ weights.T, torch.cat([x] * times), torch.cat([y] * times)
+        )
+        for times in (1, 2)
+    ]
+    assert torch.isclose(*found, rtol=0.1)
+
+
+def test_trades_keeps_to_its_ball_and_its_box():
+    seen, weights = [], torch.tensor([[1.0, -1, 1, -1], [-1, 1, -1, 1]])
+
+    def network(z):
+        seen.append(z.detach().clone())
+        return z @ weights.T
+
+    x = torch.full((1, 4), 0.95)
+    loss = objectives.trades(0.2, norm="l2", bounds=(0, 1), generator=seeded())
+    loss(network, x, torch.tensor([0]))
+    assert seen[-1].max() <= 1
+    assert 0.15 < (seen[-1] - x).norm() <= 0.2001
+
+
+def test_weights_that_are_not_given_are_the_published_ones():
+    def default(function, name):
+        return inspect.signature(function).parameters[name].default
+
+    assert default(objectives.trades, "beta") == 6
+    assert [default(objectives.macer, name) for name in ("gamma", "beta")] == [8, 16]
+    assert [default(objectives.smoothmix, name) for name in ("eta", "step_size")] == [5, 1]
+    assert [default(objectives.cat_rs, name) for name in ("eps", "steps")] == [1, 4]
+
+
+def test_the_clean_share_of_mixed_is_rounded_to_the_nearest():
+    seen = []
+
+    def attack(model, x, y):
+        seen.append(len(x))
+        return x
+
+    loss = objectives.mixed(attack, clean_share=0.3)
+    loss(IDENTITY, torch.rand(9, 3, generator=seeded()), torch.arange(9) % 3)
+    assert seen == [6]  # 2.7 clean ones are 3

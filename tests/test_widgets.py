@@ -299,3 +299,17 @@ def test_what_is_no_stroke_is_refused(paper, strokes):
     with pytest.raises(ValueError, match=r"strokes=.*expected a list of strokes, each a list of"):
         paper.set(strokes=strokes)
     assert paper.says == before
+
+
+def test_the_attack_explorer_attacks_as_its_controls_say(monkeypatch):
+    asked = []
+
+    def attack(model, x, y, eps, norm, steps):
+        asked.append((round(eps, 3), norm, steps))
+        return x
+
+    monkeypatch.setitem(widgets._PERTURB, "PGD", attack)
+    x = torch.rand(2, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    explorer = widgets.attack_explorer(lambda z: z.flatten(1)[:, :3], x, torch.tensor([0, 1]))
+    explorer.set(eps=0.2, steps=7)
+    assert asked[-1] == (0.2, "linf", 7)

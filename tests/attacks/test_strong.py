@@ -274,3 +274,52 @@ def test_a_set_of_noise_per_image_is_not_divided():
     with pytest.raises(ValueError, match="batch_size: a set of noise per image is not divided"):
         attacks.pgd_smoothed(lambda z: z, torch.zeros(2, 3), torch.tensor([0, 1]), 0.1, 0.2,
                              noise=torch.zeros(2, 5, 3), keep="last", batch_size=1)  # fmt: skip
+
+
+def test_every_restart_of_auto_pgd_runs():
+    calls, weights = [], torch.tensor([[1.0, -2.0], [0.0, 0.0]])
+
+    def model(z):
+        calls.append(len(z))
+        return z @ weights.T + torch.tensor([10.0, 0.0])  # never fooled
+
+    counts = []
+    for restarts in (1, 3):
+        calls.clear()
+        attacks.auto_pgd(
+            model, torch.full((1, 2), 0.5), torch.tensor([0]), 0.1, steps=5, restarts=restarts
+        )
+        counts.append(len(calls))
+    assert counts[1] == 3 * counts[0]
+
+
+@pytest.mark.parametrize("classes", [4, 5, 9])
+def test_the_suite_aims_at_every_other_class_where_there_are_few(classes):
+    weights = torch.randn(classes, 6, generator=seeded(classes))
+    suite = attacks.suite(0.05, num_classes=classes, steps=3, queries=5)
+    assert list(suite) == ["APGD-CE", "APGD-T", "Square"]
+    assert suite["APGD-T"].keywords["targets"] == classes - 1
+    x = torch.rand(3, 6, generator=seeded())
+    suite["APGD-T"](lambda z: z @ weights.T, x, (x @ weights.T).argmax(1))
+
+
+def test_nan_logits_count_as_fooled_for_a_target_too():
+    for logits, target in (([[torch.nan, 0.0]], 1), ([[0.0, torch.nan]], 0)):
+        assert attacks.is_fooled(torch.tensor(logits), torch.tensor([target]), True).all()
+
+
+@pytest.mark.parametrize("attack", [
+    lambda *given: attacks.pgd(*given, 0.01, steps=0, restarts=4, generator=seeded(2)),
+    lambda *given: attacks.square(*given, 0.01, queries=30, generator=seeded(2)),
+], ids=["pgd", "square"])  # fmt: skip
+def test_what_a_row_finds_does_not_depend_on_those_that_are_fooled(attack):
+    weights = torch.randn(3, 16, generator=seeded(5))
+    x = torch.rand(6, 1, 4, 4, generator=seeded())
+
+    def model(z):
+        return z.flatten(1) @ weights.T
+
+    y = model(x).argmax(1)
+    other = y.clone()
+    other[0] = (y[0] + 1) % 3  # fooled from the start
+    assert torch.equal(attack(model, x, y)[1:], attack(model, x, other)[1:])

@@ -1241,3 +1241,30 @@ def test_the_suite_on_a_network_of_three_classes(trustml, own):
     code, out, err = trustml(line)
     assert code == 0, err
     assert "APGD-margin" in out
+
+
+def test_the_options_reach_the_attacks():
+    given = {"norm": "l2", "eps": 0.5, "steps": 4, "step_size": None, "restarts": 1, "queries": 7}
+    generator = torch.Generator()
+    (fgsm,) = cli.attack._attacks(generator, 10, attack="fgsm", loss="margin", **given).values()
+    assert (fgsm.keywords["norm"], fgsm.keywords["loss"]) == ("l2", "margin")
+    suite = cli.attack._attacks(generator, 10, attack="suite", loss="margin", **given)
+    assert suite["Square"].keywords["queries"] == 7
+
+
+def test_what_is_watched_during_training_is_weak_and_strong():
+    """FGSM in one pass; PGD in several, as far as the ball allows."""
+    x, y = torch.tensor([[0.5, 0.5]]), torch.tensor([0])
+    moved, passes = {}, {}
+    for name, attack in train._watched(0.1, 0).items():
+        calls = []
+
+        def network(z, calls=calls):
+            calls.append(1)
+            return z @ torch.tensor([[1.0, -1.0], [-1.0, 1.0]]) + torch.tensor([9.0, 0.0])
+
+        moved[name] = float((attack(network, x, y) - x).abs().max())
+        passes[name] = len(calls)
+    assert moved["pgd"] > 0.099
+    assert passes["pgd"] > 5
+    assert passes["fgsm"] <= 2

@@ -372,3 +372,33 @@ def test_rungs():
     assert [label.get_text() for label in axes.get_yticklabels()] == list(ladders)
     assert len(axes.get_legend().get_texts()) == 3
     rendered(figure)
+
+
+def test_an_oblong_loss_surface_is_not_transposed():
+    a, b = [0.0, 0.5, 1.0], [0.0, 1.0, 2.0, 3.0, 4.0]
+    loss = torch.tensor(a)[:, None].expand(3, 5)
+    drawn = figures.loss_surface(a, b, {"t": (loss, loss < 0.25)}, labels=("a", "b")).axes[0]
+    paths = [path for each in drawn.collections for path in each.get_paths()]
+    border = [path for path in paths if len(path.vertices)][-1].vertices
+    assert np.allclose(border[:, 0], 0.25)
+
+
+def test_a_picture_is_neither_turned_nor_mirrored():
+    image = torch.arange(12.0).view(1, 3, 4) / 12
+    drawn = figures.pictures([[image]]).axes[0].images[0]
+    assert np.allclose(drawn.get_array(), image[0])
+
+
+def test_norm_balls_and_their_steps():
+    figure = figures.norm_balls((1, 0.5), {"linf": (1, 1), "l1": (1, 0)})
+    corners = [np.abs(axes.patches[0].get_xy()).sum(1).max() for axes in figure.axes]
+    assert np.allclose(corners, [2, 1])
+    assert [text.xy for text in figure.axes[1].texts] == [(1, 0.5), (1, 0)]
+    looks = [text.arrow_patch.get_linestyle() for text in figure.axes[1].texts]
+    assert looks == ["--", "-"]  # the gradient, and the step
+
+
+def test_the_share_below_densities_is_as_high_as_it_is():
+    figure = figures.shifted_densities([0, 1, 2], {"p": [1, 1, 1]}, [0, 0.25, 0.25], xlabel="z")
+    (path,) = figure.axes[1].collections[0].get_paths()
+    assert path.vertices[:, 1].max() == pytest.approx(0.25)

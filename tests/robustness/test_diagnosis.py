@@ -157,3 +157,27 @@ def test_labels_that_are_no_classes(digits):
     x, y = digits
     with pytest.raises(ValueError, match="labels 0 to 9"):
         robustness.diagnose(lambda z: z.flatten(1)[:, :5], x, y, 0.1)
+
+
+def test_noise_that_beats_the_gradient_is_flagged():
+    """Wrong everywhere but in a small cube, whose inside has no slope towards its border."""
+
+    def model(z):
+        far = (z.flatten(1) - 0.5).abs().amax(1) > 1e-3
+        score = torch.where(far, -1.0, 1.0)
+        return torch.stack([score + 0 * z.flatten(1).sum(1), 0 * score], 1)
+
+    x, y = torch.full((40, 1, 4, 4), 0.5), torch.zeros(40, dtype=torch.long)
+    blind = partial(attacks.pgd, eps=0.3, steps=3, random_start=False, keep="first")
+    report = robustness.diagnose(model, x, y, 0.3, attack=blind, queries=20, generator=seeded())
+    assert not {each.name: each for each in report.findings}["random noise"].passed
+
+
+@pytest.mark.parametrize("model", [
+    lambda z: torch.cat([1 + z[:, :1], -z[:, :1]], 1),  # add up to 1, one is below 0
+    lambda z: torch.cat([5 + z[:, :1], z[:, 1:2]], 1),  # above 0, and do not add up to 1
+])  # fmt: skip
+def test_logits_that_are_nearly_probabilities_are_none(model):
+    x, y = torch.rand(40, 3, generator=seeded()), torch.zeros(40, dtype=torch.long)
+    report = robustness.diagnose(model, x, y, 0.1, queries=5, steps=2, generator=seeded())
+    assert {each.name: each for each in report.findings}["probabilities"].passed

@@ -227,3 +227,25 @@ def test_numbers_of_numpy_are_recorded_as_numbers(case, tmp_path):
 def test_a_table_without_names_of_attacks():
     with pytest.raises(ValueError, match=r"log: expected .*the column broken_by"):
         attack_log.summary(pd.DataFrame({"idx": [0]}), ["PGD"])
+
+
+def test_the_random_numbers_are_those_of_the_image_and_not_of_its_place(tmp_path):
+    """A part of a data set that is attacked alone draws what it would in the whole."""
+    x = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
+    net = torch.nn.Linear(3, 2)
+    y, drawn = net(x).argmax(1), []
+
+    def make(generator):
+        def attack(model, x, y):
+            drawn.append(torch.rand(1, generator=generator).item())
+            return x
+
+        return {"a": attack}
+
+    for name, part in (("whole", slice(0, 4)), ("part", slice(2, 4))):
+        attack_log.attack_dataset(
+            net, x[part], y[part], make, tmp_path / f"{name}.csv", about={}, batch_size=2,
+            numbers=list(range(4))[part], progress=False,
+        )  # fmt: skip
+    assert len(drawn) == 3
+    assert drawn[1] == drawn[2]

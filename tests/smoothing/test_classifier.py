@@ -614,3 +614,15 @@ def test_the_batch_suits_the_size_of_an_image(shape, batch):
 
     SmoothedClassifier(model, 1.0, 3).sample_under_noise(torch.zeros(1, *shape), 2 * batch)
     assert sizes == [batch, batch]
+
+
+def test_certify_anytime_keeps_the_best_bound_of_all_looks(monkeypatch):
+    """All votes right in the small first samples, half of them later."""
+
+    def votes(self, x, n, generator=None, batch_size=None):
+        share = n if n <= 100 else n // 2
+        return torch.tensor([[share, n - share]]).repeat(len(x), 1)
+
+    monkeypatch.setattr(SmoothedClassifier, "sample_under_noise", votes)
+    g = SmoothedClassifier(lambda x: x.flatten(1), 1.0, 2)
+    assert g.certify_anytime(torch.zeros(1, 2), 1e-9, 0.001, 2000).radius[0] > 0.9

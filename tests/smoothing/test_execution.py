@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -199,3 +200,17 @@ def test_out_of_memory_is_called_so():
     with pytest.raises(torch.OutOfMemoryError, match=r"with 8 images of shape .* batch_size"):
         g.sample_under_noise(DIGIT[:1], 8, batch_size=8)
     assert g.sample_under_noise(DIGIT[:1], 8, batch_size=4).sum() == 8
+
+
+def test_the_speed_that_is_compared_is_votes_a_second(monkeypatch):
+    """Half a second for each batch of eight, by a clock of our own."""
+    clock = [0.0]
+
+    def sample(*_):
+        clock[0] += 0.5
+
+    prepared = SimpleNamespace(sample_under_noise=sample)
+    monkeypatch.setattr(execution, "prepare", lambda *_: prepared)
+    monkeypatch.setattr(execution.time, "perf_counter", lambda: clock[0])
+    tried = SimpleNamespace(batch_size=8)
+    assert execution._votes_per_second(None, torch.zeros(1), tried) == 32

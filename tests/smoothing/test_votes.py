@@ -105,3 +105,12 @@ def test_abstention_with_very_many_votes():
     expected = scipy.stats.norm.cdf((passed - 1.9) / 0.5)
     assert abs(votes.abstention_probability(p, n, alpha) - expected) < 1e-4
     assert votes.samples_needed(0.50005, alpha) > 10**9
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.1, 0.05, 0.01, 0.001])
+def test_enough_samples_are_the_fewest_that_can_certify(alpha):
+    fewest = next(n for n in range(1, 99) if alpha ** (1 / n) > 0.5)
+    votes.enough(fewest, alpha, "one_class")
+    if fewest > 1:
+        with pytest.raises(ValueError, match=f"use at least n={fewest}"):
+            votes.enough(fewest - 1, alpha, "one_class")

@@ -14,7 +14,7 @@ import torch
 from helpers import torchrun
 
 from trustml_helpers import attacks, data, models, objectives, training
-from trustml_helpers.training import recipes
+from trustml_helpers.training import loop, recipes
 
 
 @pytest.fixture
@@ -567,3 +567,28 @@ def test_an_attack_that_changes_the_units_is_refused_at_its_first_minibatch(blob
 
     with pytest.raises(ValueError, match=r"x lies in \[0, 255\]"):
         quiet(linear(), (x, y), objectives.adversarial(attack), epochs=1, batch_size=30)
+
+
+def test_a_network_in_eval_mode_is_trained_all_the_same():
+    layers = torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3)
+    model = torch.nn.Sequential(torch.nn.Flatten(), *layers).eval()
+    x = torch.rand(30, 4, generator=torch.Generator().manual_seed(0))
+    training.fit(
+        model, (x, torch.arange(30) % 3), objectives.standard, epochs=1, batch_size=10,
+        progress=False,
+    )  # fmt: skip
+    assert layers[0].num_batches_tracked == 3
+
+
+def test_when_overfitting_is_catastrophic():
+    """Errors under PGD and under FGSM, at the edges of the rule."""
+    pairs = [(0.4, 0.0), (0.5, 0.0), (0.6, 0.4), (0.6, 0.29)]
+    found = [training.catastrophic_overfitting(*pair) for pair in pairs]
+    assert found == [False, True, False, True]
+
+
+def test_the_mean_loss_counts_images_and_refuses_what_is_no_number():
+    assert loop._mean([1.0, 4.0], [3, 1], 0) == 1.75
+    for bad in (np.inf, -np.inf, np.nan):
+        with pytest.raises(FloatingPointError):
+            loop._mean([bad], [1], 0)

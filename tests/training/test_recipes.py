@@ -238,3 +238,36 @@ def test_a_title_names_what_can_be_chosen():
 
 def test_quick_recipes_are_the_same_methods():
     assert {f"quick_{name}" for name in recipes.PUBLISHED} | {"quick_easy"} == set(recipes.QUICK)
+
+
+def test_the_recipes_pass_their_weights_on(monkeypatch):
+    """Lambda, eta, copies and steps of the attacked objectives; MACER's weight by epoch."""
+    monkeypatch.setattr(objectives, "gaussian", lambda sigma, **rest: "gaussian")
+    monkeypatch.setattr(objectives, "macer", lambda sigma, lam, **rest: lam)
+    monkeypatch.setattr(
+        objectives, "smoothadv",
+        lambda sigma, eps, lam=0.0, eta=0.0, **rest: (lam, eta, rest["samples"], rest["steps"]),
+    )  # fmt: skip
+
+    def at(name, epoch):
+        return recipes.RECIPES[name].objective(GENERATOR).at(epoch)
+
+    assert at("quick_smoothadv_consistency", 4) == (1.0, 0.5, 2, 3)
+    assert at("night_smoothadv_consistency", 2) == "gaussian"
+    assert at("night_smoothadv_consistency", 4) == (1.0, 0.5, 4, 3)
+    assert [at("quick_macer", epoch) for epoch in (2, 3)] == [0.0, 16.0]
+
+
+@pytest.mark.parametrize(("name", "peak"), [
+    ("quick_smoothadv", 0.05), ("quick_cat_rs", 0.05), ("quick_macer", 0.01),
+])  # fmt: skip
+def test_the_learning_rate_of_quick_recipes(name, peak):
+    recipe, rates = recipes.RECIPES[name], []
+    optimizer = recipe.optimizer([nn.Parameter(torch.zeros(1))])
+    scheduler = recipe.scheduler(optimizer, 48)
+    for _ in range(48):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert max(rates) == pytest.approx(peak, rel=0.04)
+    assert recipe.average == (None if name == "quick_macer" else 0.998)
